@@ -1,0 +1,119 @@
+//! Memory to measure on, and the raw touches of it.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+use isomem::{ChangeError, Mm};
+use isomem_core::addr::{BLOCK_SIZE, PAGE_SIZE, PageRange};
+use isomem_core::world::Access;
+use rustix::io::Result;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// Announces a protection that the range, which is `Memory`, has already: devices lose their entries, and nothing else changes.
+pub(crate) fn protect_as_it_is(mm: &Mm, range: PageRange, access: Access) -> std::result::Result<(), ChangeError> {
+    // SAFETY: the range is readable and writable memory of a benchmark, and stays so.
+    unsafe { mm.protect(range, Some(access)) }
+}
+
+/// Which pages the memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// 4 KiB each.
+    Small,
+    /// 2 MiB each, if the kernel has them.
+    Huge,
+}
+
+/// Private anonymous memory like any program's, aligned to blocks.
+pub(crate) struct Memory {
+    map: NonNull<c_void>,
+    map_bytes: usize,
+    range: PageRange,
+}
+
+// SAFETY: the mapping belongs to this value, and what it holds is only touched as the methods say.
+unsafe impl Send for Memory {}
+// SAFETY: shared access is by volatile loads and stores of whole words, which tests of timing may race.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    pub(crate) fn new(len_bytes: usize, pages: Pages) -> Result<Self> {
+        let map_bytes = len_bytes + BLOCK_SIZE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches nobody's memory.
+        let map = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                map_bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags,
+            )
+        }?;
+        let start = (map as usize).next_multiple_of(BLOCK_SIZE);
+        let advice = match pages {
+            Pages::Small => Advice::LinuxNoHugepage,
+            Pages::Huge => Advice::LinuxHugepage,
+        };
+        // SAFETY: the advice concerns the mapping just made only, and changes no contents.
+        unsafe { rustix::mm::madvise(map, map_bytes, advice) }?;
+        let range = PageRange::new(start, len_bytes).expect("a mapping is in user space");
+        Ok(Self {
+            map: NonNull::new(map).expect("a mapping is not at 0"),
+            map_bytes,
+            range,
+        })
+    }
+
+    pub(crate) fn range(&self) -> PageRange {
+        self.range
+    }
+
+    /// The words, for plain use.
+    pub(crate) fn words(&mut self) -> &mut [u64] {
+        let len = self.range.len_bytes() / 8;
+        // SAFETY: the mapping is readable, writable, aligned, zero or what was written, and borrowed through `self`.
+        unsafe { std::slice::from_raw_parts_mut(self.range.start() as *mut u64, len) }
+    }
+
+    /// Touches every page and gives each its number.
+    pub(crate) fn fill(&mut self) {
+        for (index, word) in self.words().iter_mut().enumerate() {
+            *word = index as u64;
+        }
+    }
+
+    /// Reads the first word of page `index`, with a load that is really made.
+    pub(crate) fn touch(&self, index: usize) -> u64 {
+        assert!(index < self.range.page_count());
+        let at = (self.range.start() + index * PAGE_SIZE) as *const u64;
+        // SAFETY: in bounds of the mapping, by the assertion; aligned; any bytes are a u64.
+        unsafe { at.read_volatile() }
+    }
+
+    /// Writes the first word of page `index`.
+    pub(crate) fn store(&self, index: usize, value: u64) {
+        assert!(index < self.range.page_count());
+        let at = (self.range.start() + index * PAGE_SIZE) as *mut u64;
+        // SAFETY: in bounds of the mapping, by the assertion; aligned; nobody holds a reference to the words while benchmarks store.
+        unsafe { at.write_volatile(value) }
+    }
+
+    /// Drops the contents.
+    pub(crate) fn discard(&mut self) -> Result<()> {
+        let start = self.range.start() as *mut c_void;
+        // SAFETY: the mapping is this value's, and borrowed mutably: nobody relies on its contents.
+        unsafe { rustix::mm::madvise(start, self.range.len_bytes(), Advice::LinuxDontNeed) }
+    }
+
+    /// Copies all of `from`, which is as large.
+    pub(crate) fn copy_from(&mut self, from: &mut Self) {
+        self.words().copy_from_slice(from.words());
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in `new` with this length and is unmapped once, here.
+        let _ = unsafe { rustix::mm::munmap(self.map.as_ptr(), self.map_bytes) };
+    }
+}

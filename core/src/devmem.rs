@@ -1,0 +1,345 @@
+//! A device's memory: chunks of the arena, who holds them, and who must go when it is full.
+//!
+//! Memory is handed out in two steps: pages are reserved against the device's capacity and the mirror's budget, and a
+//! block of the address space gets a chunk to put them in. A chunk belongs to one block and keeps page offsets, so a sparse block
+//! costs address space but no memory.
+//!
+//! # Invariants
+//! - MEM-1: `used` counts the pages resident plus those reserved for transits in flight, and never exceeds the capacity.
+//! - MEM-2 (MIG-8): a budget's `used` never exceeds its limit; bringing pages home needs no budget.
+//! - MEM-3 (MIG-7): the list holds every chunk with an owner, most recently used first.
+//!
+//! # Locking
+//! `pool` is a leaf, below a block's lock.
+
+use allocator_api2::vec::Vec;
+
+use crate::addr::{BLOCK_SIZE, BlockId, PAGE_SIZE, PAGES_PER_BLOCK};
+use crate::notifier::Subscriber;
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
+use crate::world::{ArenaRange, Metadata, OutOfMetadata};
+
+/// Number of a device in its address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DeviceId(pub(crate) u8);
+
+impl DeviceId {
+    /// The number.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+/// Number of a chunk of a device's arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ChunkId(u32);
+
+#[cfg(test)]
+impl ChunkId {
+    pub(crate) const fn for_tests(number: u32) -> Self {
+        Self(number)
+    }
+}
+
+const NIL: u32 = u32::MAX;
+
+/// How much device memory somebody may hold.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit_pages: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    pub(crate) fn new(limit_pages: usize) -> Self {
+        Self {
+            limit_pages,
+            used: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn limit_pages(&self) -> usize {
+        self.limit_pages
+    }
+
+    #[cfg(test)]
+    pub(crate) fn used_pages(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Charges up to `want` pages and says how many fit. Relaxed: the counter publishes nothing else.
+    fn charge(&self, want: usize) -> usize {
+        let mut granted = 0;
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            granted = want.min(self.limit_pages.saturating_sub(used));
+            Some(used + granted)
+        });
+        granted
+    }
+
+    /// Charges all of `pages`, or nothing.
+    pub(crate) fn charge_all(&self, pages: usize) -> bool {
+        let fits = |used: usize| (used + pages <= self.limit_pages).then_some(used + pages);
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .is_ok()
+    }
+
+    pub(crate) fn uncharge(&self, pages: usize) {
+        let before = self.used.fetch_sub(pages, Ordering::Relaxed);
+        debug_assert!(before >= pages, "MEM-2: more given back than charged");
+    }
+}
+
+/// One chunk: a place for the pages of one block.
+struct Chunk {
+    owner: Option<BlockId>,
+    /// Whether page tables below a huge page are left in it from earlier use.
+    broken: bool,
+    newer: u32,
+    older: u32,
+}
+
+struct Pool<M: Metadata> {
+    used: usize,
+    chunks: Vec<Chunk, M>,
+    /// Chunks without an owner.
+    free: Vec<u32, M>,
+    newest: u32,
+    oldest: u32,
+}
+
+/// A chunk that a block was given.
+pub(crate) struct Grant {
+    pub(crate) chunk: ChunkId,
+    pub(crate) base_page: usize,
+    /// The chunk must be scrubbed before a huge page can go there whole.
+    pub(crate) broken: bool,
+}
+
+/// Why no memory was reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// The device is full; evicting helps.
+    Device,
+    /// The mirror's budget is used up; evicting its own pages helps.
+    Budget,
+}
+
+/// A device's memory.
+pub(crate) struct DeviceMemory<M: Metadata> {
+    pub(crate) id: DeviceId,
+    pub(crate) name: &'static str,
+    pub(crate) capacity_pages: usize,
+    pub(crate) arena: ArenaRange,
+    /// No more pages go there.
+    pub(crate) failed: AtomicBool,
+    /// Mirrors that are not yet unregistered.
+    pub(crate) mirrors: AtomicUsize,
+    /// The same as their notifier sees them, for the device's failure.
+    pub(crate) listeners: Mutex<Vec<M::Shared<dyn Subscriber>, M>>,
+    pool: Mutex<Pool<M>>,
+}
+
+impl<M: Metadata> DeviceMemory<M> {
+    /// Bytes of arena for a device of `capacity_bytes`: address space is cheap, so that sparse blocks do not run out of chunks early.
+    pub(crate) fn arena_bytes(capacity_bytes: usize) -> usize {
+        (capacity_bytes.div_ceil(BLOCK_SIZE) * 4 + 1024) * BLOCK_SIZE
+    }
+
+    pub(crate) fn new(
+        id: DeviceId,
+        name: &'static str,
+        capacity_pages: usize,
+        arena: ArenaRange,
+    ) -> Result<Self, OutOfMetadata> {
+        let count = arena.page_count() / PAGES_PER_BLOCK;
+        let mut chunks = Vec::new_in(M::default());
+        let mut free = Vec::new_in(M::default());
+        chunks.try_reserve_exact(count).map_err(|_| OutOfMetadata)?;
+        free.try_reserve_exact(count).map_err(|_| OutOfMetadata)?;
+        chunks.extend((0..count).map(|_| Chunk {
+            owner: None,
+            broken: false,
+            newer: NIL,
+            older: NIL,
+        }));
+        // The lowest chunk is taken first, so that page tables of the arena stay few.
+        free.extend((0..count as u32).rev());
+        let pool = Mutex::new(Pool {
+            used: 0,
+            chunks,
+            free,
+            newest: NIL,
+            oldest: NIL,
+        });
+        let (failed, mirrors) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let listeners = Mutex::new(Vec::new_in(M::default()));
+        Ok(Self {
+            id,
+            name,
+            capacity_pages,
+            arena,
+            failed,
+            mirrors,
+            listeners,
+            pool,
+        })
+    }
+
+    pub(crate) fn listen(&self, listener: M::Shared<dyn Subscriber>) -> Result<(), OutOfMetadata> {
+        let mut listeners = self.listeners.lock();
+        listeners.try_reserve(1).map_err(|_| OutOfMetadata)?;
+        listeners.push(listener);
+        Ok(())
+    }
+
+    pub(crate) fn unlisten(&self, listener: &M::Shared<dyn Subscriber>) {
+        let mut listeners = self.listeners.lock();
+        let index = listeners
+            .iter()
+            .position(|other| core::ptr::addr_eq(&raw const **other, &raw const **listener));
+        let gone = index.map(|index| listeners.swap_remove(index));
+        drop(listeners);
+        drop(gone);
+    }
+
+    /// The listener number `index`, while there are so many.
+    pub(crate) fn listener(&self, index: usize) -> Option<M::Shared<dyn Subscriber>> {
+        self.listeners.lock().get(index).cloned()
+    }
+
+    pub(crate) fn used_pages(&self) -> usize {
+        self.pool.lock().used
+    }
+
+    /// Reserves at least one and at most `want` pages.
+    pub(crate) fn reserve(&self, want: usize, budget: &Budget) -> Result<usize, Full> {
+        let charged = budget.charge(want);
+        if charged == 0 {
+            return Err(Full::Budget);
+        }
+        let mut pool = self.pool.lock();
+        let granted = charged.min(self.capacity_pages - pool.used);
+        pool.used += granted;
+        drop(pool);
+        budget.uncharge(charged - granted);
+        if granted == 0 { Err(Full::Device) } else { Ok(granted) }
+    }
+
+    /// Gives back `pages` that were reserved or resident.
+    pub(crate) fn unreserve(&self, pages: usize, budget: &Budget) {
+        budget.uncharge(pages);
+        let mut pool = self.pool.lock();
+        debug_assert!(pool.used >= pages, "MEM-1: more given back than used");
+        pool.used -= pages;
+    }
+
+    /// A chunk for `block`; `None` when all have owners.
+    pub(crate) fn grant(&self, block: BlockId) -> Option<Grant> {
+        let mut pool = self.pool.lock();
+        let index = pool.free.pop()?;
+        let chunk = &mut pool.chunks[index as usize];
+        chunk.owner = Some(block);
+        let broken = core::mem::replace(&mut chunk.broken, false);
+        pool.link_newest(index);
+        let base_page = self.arena.first_page() + index as usize * PAGES_PER_BLOCK;
+        Some(Grant {
+            chunk: ChunkId(index),
+            base_page,
+            broken,
+        })
+    }
+
+    /// Takes an empty chunk back. `whole` says that only a whole huge page was ever in it.
+    pub(crate) fn revoke(&self, chunk: ChunkId, contents: Contents) {
+        let mut pool = self.pool.lock();
+        pool.unlink(chunk.0);
+        let entry = &mut pool.chunks[chunk.0 as usize];
+        entry.owner = None;
+        entry.broken |= contents == Contents::Small;
+        // Capacity was reserved for every chunk at the start: this never allocates.
+        pool.free.push(chunk.0);
+    }
+
+    /// Chunks without an owner.
+    pub(crate) fn free_chunks(&self) -> usize {
+        self.pool.lock().free.len()
+    }
+
+    /// Notes that the chunk was used just now (MEM-3).
+    pub(crate) fn touch(&self, chunk: ChunkId) {
+        let mut pool = self.pool.lock();
+        if pool.newest != chunk.0 && pool.chunks[chunk.0 as usize].owner.is_some() {
+            pool.unlink(chunk.0);
+            pool.link_newest(chunk.0);
+        }
+    }
+
+    /// The block that has not been used for longest and that `usable` accepts.
+    pub(crate) fn oldest(&self, mut usable: impl FnMut(BlockId) -> bool, skip: usize) -> Option<BlockId> {
+        let pool = self.pool.lock();
+        let mut index = pool.oldest;
+        let mut skipped = 0;
+        while index != NIL {
+            let chunk = &pool.chunks[index as usize];
+            if let Some(owner) = chunk.owner
+                && usable(owner)
+            {
+                if skipped == skip {
+                    return Some(owner);
+                }
+                skipped += 1;
+            }
+            index = chunk.newer;
+        }
+        None
+    }
+
+    /// The block whose chunk holds arena page number `page`.
+    pub(crate) fn owner_of(&self, page: usize) -> Option<BlockId> {
+        let index = page.checked_sub(self.arena.first_page())? / PAGES_PER_BLOCK;
+        self.pool.lock().chunks.get(index)?.owner
+    }
+
+    /// Whether arena page number `page` is this device's.
+    pub(crate) fn holds(&self, page: usize) -> bool {
+        self.arena.contains(page * PAGE_SIZE)
+    }
+}
+
+/// What was in a chunk while it had an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Contents {
+    /// Only one whole huge page.
+    Huge,
+    /// Pages of 4 KiB at some time.
+    Small,
+}
+
+impl<M: Metadata> Pool<M> {
+    fn link_newest(&mut self, index: u32) {
+        let previous = core::mem::replace(&mut self.newest, index);
+        let chunk = &mut self.chunks[index as usize];
+        (chunk.newer, chunk.older) = (NIL, previous);
+        match previous {
+            NIL => self.oldest = index,
+            _ => self.chunks[previous as usize].newer = index,
+        }
+    }
+
+    fn unlink(&mut self, index: u32) {
+        let Chunk { newer, older, .. } = self.chunks[index as usize];
+        match newer {
+            NIL => self.newest = older,
+            _ => self.chunks[newer as usize].older = older,
+        }
+        match older {
+            NIL => self.oldest = newer,
+            _ => self.chunks[older as usize].newer = newer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

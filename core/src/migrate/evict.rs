@@ -1,0 +1,132 @@
+//! Making room on a full device.
+//!
+//! The block that was not used for longest goes home whole (LRU). The evictor holds nothing in transit while it works, so two of them
+//! never wait for each other (MGR-4).
+
+use crate::addr::{BlockId, PageRange};
+use crate::devmem::Full;
+use crate::migrate::home::{Homeward, Why};
+use crate::migrate::out::Sender;
+use crate::mm::MmState;
+use crate::notifier::Cause;
+use crate::stats::add;
+use crate::world::World;
+
+/// Rounds of waiting for pages that others have in transit.
+const PATIENCE: usize = 1000;
+
+impl<W: World> MmState<W> {
+    /// Reserves up to `wanted` pages, evicting as needed. Fewer (also none) when there is no more to evict.
+    pub(crate) fn make_room(&self, sender: &Sender<'_, W>, wanted: usize, keep: PageRange) -> usize {
+        self.free_chunks_for(sender, keep);
+        let mut reserved = 0;
+        let mut waited = 0;
+        let budget = sender.budget.limit_pages();
+        let wanted = wanted.min(sender.memory.capacity_pages).min(budget);
+        while reserved < wanted {
+            match sender.memory.reserve(wanted - reserved, sender.budget) {
+                Ok(pages) => reserved += pages,
+                Err(full) => match self.evict_one(sender, full, keep) {
+                    Evicted::Yes => waited = 0,
+                    Evicted::Later if waited < PATIENCE => {
+                        waited += 1;
+                        self.world().pause(10_000);
+                    }
+                    Evicted::Later | Evicted::Nothing => break,
+                },
+            }
+        }
+        reserved
+    }
+
+    /// Sees to it that each block of `range` can get a chunk: sparse blocks can use up the chunks before the pages.
+    fn free_chunks_for(&self, sender: &Sender<'_, W>, range: PageRange) {
+        let needed = range.spans().count();
+        while sender.memory.free_chunks() < needed {
+            match self.evict_one(sender, Full::Device, range) {
+                Evicted::Yes => {}
+                Evicted::Later | Evicted::Nothing => return,
+            }
+        }
+    }
+
+    /// Sends the oldest block home, rather one outside `keep`.
+    fn evict_one(&self, sender: &Sender<'_, W>, full: Full, keep: PageRange) -> Evicted {
+        let outside = |block: BlockId| !block.range().overlaps(keep);
+        let mut seen = false;
+        for inside in [false, true] {
+            let mut skip = 0;
+            while let Some(victim) = sender.memory.oldest(|block| inside || outside(block), skip) {
+                seen = true;
+                if self.evict_block(sender, victim, full) {
+                    return Evicted::Yes;
+                }
+                skip += 1;
+            }
+        }
+        if seen { Evicted::Later } else { Evicted::Nothing }
+    }
+
+    fn evict_block(&self, sender: &Sender<'_, W>, victim: BlockId, full: Full) -> bool {
+        let Some(block) = self.blocks.get(victim) else {
+            return false;
+        };
+        let mut state = block.lock();
+        let Some(residency) = state.on(sender.memory.id) else {
+            return false;
+        };
+        if full == Full::Budget && !core::ptr::eq(&*residency.charge, &**sender.budget) {
+            return false;
+        }
+        let pages = residency.pages;
+        let homeward = Homeward::<W>::collect(block, &mut state, sender.memory.id, pages);
+        drop(state);
+        let Some(mut homeward) = homeward else {
+            return self.reclaim_empty(sender, victim);
+        };
+        let Ok(guard) = self.notifier.invalidate(homeward.range(), Cause::Migrate, None) else {
+            self.give_up(&homeward);
+            return false;
+        };
+        if guard.fenced() {
+            self.note_fenced(&mut homeward);
+        }
+        let arrived = self.carry_home(&homeward, Why::Eviction);
+        guard.commit();
+        if arrived.pages.is_empty() {
+            return false;
+        }
+        add(&self.counters.evictions, 1);
+        true
+    }
+
+    /// An empty chunk that was kept for a stale access: free it once the devices are found quiet.
+    fn reclaim_empty(&self, sender: &Sender<'_, W>, victim: BlockId) -> bool {
+        let Some(block) = self.blocks.get(victim) else {
+            return false;
+        };
+        let Ok(guard) = self.notifier.invalidate(victim.range(), Cause::Migrate, None) else {
+            return false;
+        };
+        if guard.fenced() {
+            return false;
+        }
+        let mut state = block.lock();
+        let Some(residency) = state.on_mut(sender.memory.id) else {
+            return false;
+        };
+        residency.fenced = false;
+        drop(state);
+        self.free_if_empty(block, sender.memory, crate::devmem::Contents::Small);
+        guard.commit();
+        // No pages became free, but a chunk did; the caller needs pages and goes on looking.
+        false
+    }
+}
+
+enum Evicted {
+    Yes,
+    /// What could go is in transit.
+    Later,
+    Nothing,
+}

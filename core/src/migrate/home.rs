@@ -1,0 +1,333 @@
+//! Bringing pages home: on a CPU fault, on request, to make room.
+//!
+//! It needs no budget and no device memory, and allocates nothing, so it can always be done (MIG-8).
+
+use core::ops::Range;
+
+use crate::addr::{PageMask, PageRange};
+use crate::devmem::{Contents, DeviceId};
+use crate::migrate::{Report, SkipReason, bytes};
+use crate::mm::MmState;
+use crate::mm::block::{Block, BlockState, Residency, arena_pages};
+use crate::notifier::Cause;
+use crate::stats::add;
+use crate::world::{Stop, World};
+
+/// On whose behalf pages come home; for the statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    Fault,
+    Eviction,
+    Request,
+}
+
+/// Blocks that share one invalidation.
+const BATCH: usize = 64;
+/// Attempts at a page while the address space keeps changing.
+const ATTEMPTS: usize = 64;
+
+/// Pages of one block on their way home.
+pub(crate) struct Homeward<'a, W: World> {
+    pub(crate) block: &'a Block<W::Meta>,
+    pub(crate) device: DeviceId,
+    base_page: usize,
+    pub(crate) pages: PageMask,
+    huge: bool,
+    /// A device may still reach the chunk through a stale pin.
+    fenced: bool,
+}
+
+impl<'a, W: World> Homeward<'a, W> {
+    /// Puts those of `want` that are resident in `residency` and settled in transit. The caller holds the block's lock.
+    pub(crate) fn collect(
+        block: &'a Block<W::Meta>,
+        state: &mut BlockState<W::Meta>,
+        device: DeviceId,
+        want: PageMask,
+    ) -> Option<Self> {
+        let residency = state.on(device)?;
+        // A huge page goes whole: taking a part of it home would make the kernel split it.
+        let want = if residency.huge && residency.pages.overlaps(&want) {
+            PageMask::FULL
+        } else {
+            want
+        };
+        let pages = residency.pages.and(want).without(state.transit);
+        let (base_page, huge, fenced) = (residency.base_page, residency.huge, residency.fenced);
+        if pages.is_empty() {
+            return None;
+        }
+        state.transit = state.transit.or(pages);
+        Some(Self {
+            block,
+            device,
+            base_page,
+            pages,
+            huge,
+            fenced,
+        })
+    }
+
+    /// The smallest range that covers the pages.
+    pub(crate) fn range(&self) -> PageRange {
+        let mut runs = self.pages.runs();
+        let first = runs.next().expect("a transit is not empty");
+        let end = runs.last().map_or(first.end, |run| run.end);
+        self.block.id.pages(first.start..end)
+    }
+}
+
+/// How a run of pages came home.
+#[derive(Default)]
+pub(crate) struct Arrived {
+    pub(crate) pages: PageMask,
+    pub(crate) copied: usize,
+    /// Pages whose contents were discarded while they waited: dropped, not brought home.
+    discarded: PageMask,
+    pub(crate) stop: Option<Stop>,
+}
+
+impl<W: World> MmState<W> {
+    /// Moves the pages home (no lock held), then settles them. Says what arrived; what did not is still on the device.
+    pub(crate) fn carry_home(&self, homeward: &Homeward<'_, W>, why: Why) -> Arrived {
+        let mut arrived = Arrived::default();
+        let discarded = self.drop_discarded(homeward);
+        for run in homeward.pages.without(discarded).runs() {
+            self.carry_run(homeward, run, &mut arrived);
+        }
+        arrived.discarded = discarded;
+        self.settle_home(homeward, &arrived);
+        let count = arrived.pages.count();
+        let counter = match why {
+            Why::Fault => &self.counters.pages_home_by_fault,
+            Why::Eviction => &self.counters.pages_home_by_eviction,
+            Why::Request => &self.counters.pages_home_by_request,
+        };
+        add(counter, count);
+        add(&self.counters.bytes_copied, bytes(arrived.copied));
+        add(&self.counters.bytes_moved, bytes(count - arrived.copied));
+        arrived
+    }
+
+    /// Drops those pages whose contents the program discarded since they were collected. Later discards are the kernel's to do, at home:
+    /// dropping a page once it is home could lose a write that came after.
+    fn drop_discarded(&self, homeward: &Homeward<'_, W>) -> PageMask {
+        let mut state = homeward.block.lock();
+        let discarded = state.dropped.and(homeward.pages);
+        state.dropped = state.dropped.without(discarded);
+        drop(state);
+        for run in discarded.runs() {
+            self.world().scrub_arena(arena_pages(homeward.base_page, run));
+        }
+        discarded
+    }
+
+    fn carry_run(&self, homeward: &Homeward<'_, W>, mut run: Range<usize>, arrived: &mut Arrived) {
+        let mut attempts = 0;
+        while !run.is_empty() {
+            let from = arena_pages(homeward.base_page, run.clone());
+            let to = homeward.block.id.pages(run.clone());
+            let mut done = self.world().move_home(from, to);
+            let mut copied = 0;
+            if done.pages == 0 && done.stop == Some(Stop::Unlike) {
+                // A copy leaves the arena's page in place for a moment, so nothing may reach it: only relinking fences.
+                if homeward.fenced {
+                    arrived.stop = Some(Stop::Again);
+                    return;
+                }
+                done = self.world().copy_home(from, to);
+                copied = done.pages;
+            }
+            let end = run.start + done.pages;
+            arrived.pages = arrived.pages.or(PageMask::of(run.start, end));
+            arrived.copied += copied;
+            run.start = end;
+            attempts = if done.pages > 0 { 0 } else { attempts + 1 };
+            match done.stop {
+                Some(Stop::Again) if attempts < ATTEMPTS => self.world().pause(1_000),
+                Some(Stop::Unlike) if done.pages > 0 => {}
+                Some(stop) if done.pages == 0 => {
+                    // This page stays; the others may still come.
+                    arrived.stop = Some(stop);
+                    if stop == Stop::Again {
+                        return;
+                    }
+                    run.start += 1;
+                    attempts = 0;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn settle_home(&self, homeward: &Homeward<'_, W>, arrived: &Arrived) {
+        if arrived.copied > 0 {
+            // The arena's copies go before the pages settle: a later transit must find the slots empty.
+            for run in arrived.pages.runs() {
+                self.world().scrub_arena(arena_pages(homeward.base_page, run));
+            }
+        }
+        let gone = arrived.pages.or(arrived.discarded);
+        let memory = self.memory(homeward.device);
+        let mut state = homeward.block.lock();
+        let residency = state
+            .on_mut(homeward.device)
+            .expect("a residency with pages in transit stays");
+        residency.pages = residency.pages.without(gone);
+        let whole = homeward.huge && residency.pages.is_empty();
+        if !residency.pages.is_full() {
+            residency.huge = false;
+        }
+        let charge = residency.charge.clone();
+        state.dropped = state.dropped.without(homeward.pages);
+        let waiting = homeward.block.settle(&mut state, homeward.pages);
+        let arena_waiters = core::mem::take(&mut state.arena_waiters);
+        drop(state);
+        if let Some(memory) = memory {
+            memory.unreserve(gone.count(), &charge);
+            self.free_if_empty(
+                homeward.block,
+                &memory,
+                if whole { Contents::Huge } else { Contents::Small },
+            );
+        }
+        // Moves and copies have woken who waited for what arrived.
+        self.wake_settled(
+            homeward.block,
+            waiting.without(arrived.pages),
+            arena_waiters.then_some(homeward.base_page),
+        );
+    }
+
+    /// Gives the chunk back when nothing is in it, unless an access through a stale pin may still be on its way to it.
+    pub(crate) fn free_if_empty(
+        &self,
+        block: &Block<W::Meta>,
+        memory: &crate::devmem::DeviceMemory<W::Meta>,
+        contents: Contents,
+    ) {
+        let mut state = block.lock();
+        if state.on(memory.id).is_some_and(|residency| residency.fenced) {
+            return;
+        }
+        let empty: Option<Residency<W::Meta>> = state.take_empty(memory.id);
+        drop(state);
+        if let Some(empty) = empty {
+            memory.revoke(empty.chunk, contents);
+        }
+    }
+
+    pub(crate) fn wake_settled(&self, block: &Block<W::Meta>, waiting: PageMask, arena: Option<usize>) {
+        for run in waiting.runs() {
+            self.world().wake(block.id.pages(run));
+        }
+        if let Some(base_page) = arena {
+            self.world()
+                .wake_arena(arena_pages(base_page, 0..crate::addr::PAGES_PER_BLOCK));
+        }
+    }
+
+    /// Brings home what is away in `range`. Waits for pages in transit. Runs on an own thread, with nothing in transit and no lock held.
+    pub(crate) fn home_range(&self, range: PageRange, only: Option<DeviceId>, why: Why) -> Report<W::Meta> {
+        let mut report = Report::new();
+        let mut known = self.blocks.known(range).peekable();
+        while known.peek().is_some() {
+            let mut batch: [Option<Homeward<'_, W>>; BATCH] = [const { None }; BATCH];
+            let mut used = 0;
+            let mut hull: Option<PageRange> = None;
+            while used + crate::mm::block::RESIDENCIES <= BATCH
+                && let Some(&(block, span)) = known.peek()
+            {
+                // Nobody waits for others' transits while holding some himself: such a block begins a batch of its own.
+                let mut state = if used == 0 {
+                    block.wait_settled(span.mask())
+                } else {
+                    block.lock()
+                };
+                if state.transit.overlaps(&span.mask()) {
+                    break;
+                }
+                known.next();
+                let devices = state.residencies.each_ref().map(|slot| slot.as_ref().map(|r| r.device));
+                for device in devices
+                    .into_iter()
+                    .flatten()
+                    .filter(|&device| only.is_none_or(|only| only == device))
+                {
+                    if let Some(homeward) = Homeward::collect(block, &mut state, device, span.mask()) {
+                        hull = Some(hull.map_or(homeward.range(), |hull| hull.hull(homeward.range())));
+                        batch[used] = Some(homeward);
+                        used += 1;
+                    }
+                }
+            }
+            let Some(hull) = hull else { continue };
+            self.home_batch(&mut batch[..used], hull, why, &mut report);
+        }
+        report
+    }
+
+    fn home_batch(
+        &self,
+        batch: &mut [Option<Homeward<'_, W>>],
+        hull: PageRange,
+        why: Why,
+        report: &mut Report<W::Meta>,
+    ) {
+        let Ok(guard) = self.notifier.invalidate(hull, Cause::Migrate, None) else {
+            // Devices could not be told, so nothing moves.
+            for homeward in batch.iter().flatten() {
+                self.give_up(homeward);
+                homeward
+                    .pages
+                    .runs()
+                    .for_each(|run| report.skip(homeward.block.id.pages(run), SkipReason::Changed));
+            }
+            return;
+        };
+        for homeward in batch.iter_mut().flatten() {
+            if guard.fenced() {
+                self.note_fenced(homeward);
+            }
+            let arrived = self.carry_home(homeward, why);
+            report.copied += arrived.copied;
+            report.moved += arrived.pages.count() - arrived.copied;
+            for run in homeward.pages.without(arrived.pages).without(arrived.discarded).runs() {
+                report.skip(homeward.block.id.pages(run), skip_reason(arrived.stop));
+            }
+        }
+        guard.commit();
+    }
+
+    /// Settles pages that did not travel.
+    pub(crate) fn give_up(&self, homeward: &Homeward<'_, W>) {
+        let waiting = homeward.block.settle(&mut homeward.block.lock(), homeward.pages);
+        self.wake_settled(homeward.block, waiting, None);
+    }
+
+    /// Remembers that a stale access may still reach the chunk: it must not get another owner until an invalidation found the device quiet.
+    pub(crate) fn note_fenced(&self, homeward: &mut Homeward<'_, W>) {
+        add(&self.counters.fenced, 1);
+        homeward.fenced = true;
+        if let Some(residency) = homeward.block.lock().on_mut(homeward.device) {
+            residency.fenced = true;
+        }
+    }
+
+    /// Brings every page home from every device, and stops tracking.
+    pub(crate) fn home_everything(&self) {
+        // Pages can be in transit outwards, so one pass may miss some; the second finds them settled.
+        for _ in 0..2 {
+            self.home_range(PageRange::ALL, None, Why::Request);
+        }
+    }
+}
+
+/// The reason to report for a page that a move or copy stopped at.
+pub(crate) fn skip_reason(stop: Option<Stop>) -> SkipReason {
+    match stop {
+        Some(Stop::Failed(errno)) => SkipReason::Failed(errno),
+        Some(Stop::Busy) => SkipReason::Pinned,
+        _ => SkipReason::Changed,
+    }
+}

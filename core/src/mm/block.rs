@@ -1,0 +1,234 @@
+//! The block table: what the core knows about each 2 MiB of the address space.
+//!
+//! A page of the program is in one of three states: at home (the CPU's page table rules), on a device (its bit is in a
+//! residency), or in transit (one actor owns it until it settles). Nothing here repeats what the CPU's page table says.
+//!
+//! # Invariants
+//! - BLK-1: a page is in at most one residency.
+//! - BLK-2: a page in transit belongs to exactly one actor, who set the bit and will clear it; nobody else moves it.
+//! - BLK-3: a residency's page `i` lies at page `i` of its chunk, so that a run of pages is a run of the arena and a huge page stays whole.
+//! - BLK-4: a CPU thread whose fault met a page in transit has its bit in `waiters`, and is woken when the page settles.
+//!
+//! # Locking
+//! `state` is held for a few loads and stores, never across a system call, an invalidation or a wait. Entries of the table
+//! are made on demand and stay until the table goes, so look-up takes no lock.
+
+use crate::addr::{BlockId, PAGES_PER_BLOCK, PageMask, PageRange, PageSpan};
+use crate::devmem::{Budget, ChunkId, DeviceId};
+use crate::sync::{Condvar, Mutex, MutexGuard, Once};
+use crate::world::{ArenaRange, Metadata, OutOfMetadata};
+
+/// Devices that can hold pages of one block at the same time.
+pub(crate) const RESIDENCIES: usize = 4;
+
+/// The pages of a block that are on one device.
+pub(crate) struct Residency<M: Metadata> {
+    pub(crate) device: DeviceId,
+    pub(crate) chunk: ChunkId,
+    /// Arena page number of the chunk.
+    pub(crate) base_page: usize,
+    pub(crate) pages: PageMask,
+    /// The whole block is one huge page there.
+    pub(crate) huge: bool,
+    /// A stale access may still be on its way to the chunk (see [`World::FENCED`](crate::world::World::FENCED)).
+    pub(crate) fenced: bool,
+    /// Transits on their way into the chunk: it must not be freed meanwhile.
+    pub(crate) incoming: u32,
+    /// Who is charged for the pages.
+    pub(crate) charge: M::Shared<Budget>,
+}
+
+/// The pages `pages` of the chunk that starts at arena page `base_page`.
+pub(crate) fn arena_pages(base_page: usize, pages: core::ops::Range<usize>) -> ArenaRange {
+    PageRange::from_pages(base_page + pages.start, pages.len()).expect("a run of a chunk is not empty (BLK-3)")
+}
+
+/// What the lock of a block guards.
+pub(crate) struct BlockState<M: Metadata> {
+    pub(crate) residencies: [Option<Residency<M>>; RESIDENCIES],
+    pub(crate) transit: PageMask,
+    /// Pages a CPU thread waits for (BLK-4).
+    pub(crate) waiters: PageMask,
+    /// A device thread waits for a page of the arena.
+    pub(crate) arena_waiters: bool,
+    /// Pages that were discarded or unmapped while in transit: whoever settles them drops them.
+    pub(crate) dropped: PageMask,
+    /// Threads asleep on `settled`.
+    sleepers: u32,
+}
+
+impl<M: Metadata> BlockState<M> {
+    /// The residency on `device`.
+    pub(crate) fn on(&self, device: DeviceId) -> Option<&Residency<M>> {
+        self.residencies
+            .iter()
+            .flatten()
+            .find(|residency| residency.device == device)
+    }
+
+    /// The residency on `device`, to change.
+    pub(crate) fn on_mut(&mut self, device: DeviceId) -> Option<&mut Residency<M>> {
+        self.residencies
+            .iter_mut()
+            .flatten()
+            .find(|residency| residency.device == device)
+    }
+
+    /// The residency that holds page `index`.
+    pub(crate) fn holding(&self, index: usize) -> Option<&Residency<M>> {
+        self.residencies
+            .iter()
+            .flatten()
+            .find(|residency| residency.pages.has(index))
+    }
+
+    /// Pages on any device.
+    pub(crate) fn away(&self) -> PageMask {
+        self.residencies
+            .iter()
+            .flatten()
+            .fold(PageMask::NONE, |mask, residency| mask.or(residency.pages))
+    }
+
+    /// Pages that are neither away nor in transit.
+    pub(crate) fn at_home(&self) -> PageMask {
+        PageMask::FULL.without(self.away()).without(self.transit)
+    }
+
+    /// Takes out the residency on `device` if nothing is in it or on its way to it.
+    pub(crate) fn take_empty(&mut self, device: DeviceId) -> Option<Residency<M>> {
+        let slot = self
+            .residencies
+            .iter_mut()
+            .find(|slot| slot.as_ref().is_some_and(|r| r.device == device))?;
+        slot.take_if(|residency| residency.pages.is_empty() && residency.incoming == 0)
+    }
+}
+
+/// Two MiB of the address space.
+pub(crate) struct Block<M: Metadata> {
+    pub(crate) id: BlockId,
+    state: Mutex<BlockState<M>>,
+    settled: Condvar,
+}
+
+impl<M: Metadata> Block<M> {
+    fn new(id: BlockId) -> Self {
+        Self {
+            id,
+            state: Mutex::new(BlockState {
+                residencies: [const { None }; RESIDENCIES],
+                transit: PageMask::NONE,
+                waiters: PageMask::NONE,
+                arena_waiters: false,
+                dropped: PageMask::NONE,
+                sleepers: 0,
+            }),
+            settled: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, BlockState<M>> {
+        self.state.lock()
+    }
+
+    /// Waits until none of `pages` is in transit. The caller must own no page in transit itself.
+    pub(crate) fn wait_settled(&self, pages: PageMask) -> MutexGuard<'_, BlockState<M>> {
+        let mut state = self.lock();
+        while state.transit.overlaps(&pages) {
+            state.sleepers += 1;
+            state = self.settled.wait(state);
+            state.sleepers -= 1;
+        }
+        state
+    }
+
+    /// Ends the transit of `pages` and says which of them CPU threads wait for; the caller wakes those after unlocking.
+    pub(crate) fn settle(&self, state: &mut BlockState<M>, pages: PageMask) -> PageMask {
+        debug_assert_eq!(
+            state.transit.and(pages),
+            pages,
+            "BLK-2: settling what was not in transit"
+        );
+        state.transit = state.transit.without(pages);
+        let waiting = state.waiters.and(pages);
+        state.waiters = state.waiters.without(pages);
+        if state.sleepers > 0 {
+            self.settled.notify_all();
+        }
+        waiting
+    }
+}
+
+/// Entries of a directory.
+const FANOUT: usize = 512;
+/// Entries of the root: block numbers have 26 bits.
+const ROOT: usize = BlockId::COUNT / FANOUT / FANOUT;
+
+type Leaf<M> = [Once<Shared<M, Block<M>>>; FANOUT];
+type Middle<M> = [Once<Shared<M, Leaf<M>>>; FANOUT];
+type Shared<M, T> = <M as Metadata>::Shared<T>;
+
+/// All blocks of an address space that anything is known about.
+pub(crate) struct BlockTable<M: Metadata> {
+    root: [Once<Shared<M, Middle<M>>>; ROOT],
+}
+
+impl<M: Metadata> BlockTable<M> {
+    pub(crate) fn new() -> Self {
+        Self {
+            root: core::array::from_fn(|_| Once::new()),
+        }
+    }
+
+    /// The block, if anything is known about it.
+    pub(crate) fn get(&self, id: BlockId) -> Option<&Block<M>> {
+        let (root, middle, leaf) = split(id);
+        Some(&**self.root[root].get()?[middle].get()?[leaf].get()?)
+    }
+
+    /// The block, made now if need be. Allocates: not for the fault path.
+    pub(crate) fn get_or_insert(&self, id: BlockId) -> Result<&Block<M>, OutOfMetadata> {
+        let (root, middle, leaf) = split(id);
+        let dir = self.root[root].get_or_try_init(|| M::share(core::array::from_fn(|_| Once::new())))?;
+        let dir = dir[middle].get_or_try_init(|| M::share(core::array::from_fn(|_| Once::new())))?;
+        Ok(&**dir[leaf].get_or_try_init(|| M::share(Block::new(id)))?)
+    }
+
+    /// The known blocks of `range`, in address order, each with the part of the range in it.
+    pub(crate) fn known(&self, range: PageRange) -> impl Iterator<Item = (&Block<M>, PageSpan)> {
+        let end = (range.end_page() - 1) / PAGES_PER_BLOCK + 1;
+        let mut next = range.first_page() / PAGES_PER_BLOCK;
+        core::iter::from_fn(move || {
+            while next < end {
+                let id = BlockId::new(next)?;
+                let (root, middle, leaf) = split(id);
+                let Some(middles) = self.root[root].get() else {
+                    next = (next / (FANOUT * FANOUT) + 1) * FANOUT * FANOUT;
+                    continue;
+                };
+                let Some(leaves) = middles[middle].get() else {
+                    next = (next / FANOUT + 1) * FANOUT;
+                    continue;
+                };
+                next += 1;
+                if let Some(block) = leaves[leaf].get() {
+                    let span = id.range().intersect(range)?.spans().next()?;
+                    return Some((&**block, span));
+                }
+            }
+            None
+        })
+    }
+}
+
+fn split(id: BlockId) -> (usize, usize, usize) {
+    (
+        id.get() / (FANOUT * FANOUT),
+        id.get() / FANOUT % FANOUT,
+        id.get() % FANOUT,
+    )
+}
+
+#[cfg(test)]
+mod tests;

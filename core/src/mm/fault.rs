@@ -1,0 +1,308 @@
+//! Serving faults: the CPU touched a page that is away, or a device touched one that went home.
+//!
+//! These run on the world's pager threads. They allocate nothing, wait for nobody but (briefly) the holder of a block's lock, and touch no
+//! memory of the program.
+//!
+//! ```text
+//! pager A                                  pager B, same page
+//! lock: resident; transit = 1              .
+//! zap, without waiting for pins            lock: in transit; waiters = 1
+//! move home (wakes who waits)              .
+//! lock: transit = 0                        .
+//! wake what did not come                   .
+//! ```
+//!
+//! Linux: do_swap_page on a device-private entry, dev_pagemap_ops.migrate_to_ram.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, VirtAddr};
+use crate::devmem::DeviceMemory;
+use crate::migrate::home::{Homeward, Why};
+use crate::migrate::out::{OutError, Sender};
+use crate::mm::block::arena_pages;
+use crate::mm::{Mm, MmState};
+use crate::notifier::Cause;
+use crate::stats::add;
+use crate::world::{Access, Stop, World};
+
+/// What the CPU ran into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CpuFault {
+    /// No page there.
+    Missing(Access),
+    /// A write to a page that is write-protected while it is copied.
+    WriteProtected,
+}
+
+/// What became of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// The page is there; who waited goes on.
+    Done,
+    /// Somebody has the page in transit, and will wake who waits.
+    InTransit,
+    /// Nothing is known of the page: the program never touched it. Only the thread that reads events may fill it.
+    Hole,
+    /// Not now: let the thread run into the fault again, after events were read.
+    Again,
+}
+
+/// Attempts before a fault is given back for another try.
+const ATTEMPTS: usize = 3;
+
+impl<W: World> MmState<W> {
+    /// Serves a CPU fault at `addr`: brings the page home, and pages around it while access is sequential.
+    pub fn cpu_fault(&self, addr: VirtAddr, fault: CpuFault) -> Served {
+        let began = self.world().now_ns();
+        let id = BlockId::of(addr);
+        let index = addr.get() / PAGE_SIZE - id.first_page();
+        let Some(block) = self.blocks.get(id) else {
+            return self.not_ours(addr, fault);
+        };
+        let mut state = block.lock();
+        if state.transit.has(index) {
+            state.waiters.insert(index);
+            drop(state);
+            add(&self.counters.cpu_faults_in_transit, 1);
+            return Served::InTransit;
+        }
+        let Some(residency) = state.holding(index) else {
+            drop(state);
+            return self.not_ours(addr, fault);
+        };
+        let device = residency.device;
+        let window = self.streams.window(addr.get() / PAGE_SIZE).min(PAGES_PER_BLOCK - index);
+        let run = residency.pages.next_run(index).expect("the page is resident");
+        let want = PageMask::of(index, run.end.min(index + window));
+        let Some(mut homeward) = Homeward::<W>::collect(block, &mut state, device, want) else {
+            return Served::Again;
+        };
+        drop(state);
+        self.streams.note(addr.get() / PAGE_SIZE, homeward.pages.count());
+        let served = self.serve_home(&mut homeward, index);
+        add(&self.counters.cpu_faults, 1);
+        self.counters.cpu_fault_ns.record(self.world().now_ns() - began);
+        served
+    }
+
+    fn serve_home(&self, homeward: &mut Homeward<'_, W>, index: usize) -> Served {
+        for _ in 0..ATTEMPTS {
+            // Without waiting: a device that holds a pin may itself wait for this very thread.
+            let Ok(guard) = self.notifier.try_invalidate(homeward.range(), Cause::Migrate, None) else {
+                self.world().pause(1_000);
+                continue;
+            };
+            if guard.fenced() {
+                self.note_fenced(homeward);
+            }
+            let arrived = self.carry_home(homeward, Why::Fault);
+            guard.commit();
+            return if arrived.pages.has(index) {
+                Served::Done
+            } else {
+                Served::Again
+            };
+        }
+        self.give_up(homeward);
+        Served::Again
+    }
+
+    fn not_ours(&self, addr: VirtAddr, fault: CpuFault) -> Served {
+        match fault {
+            CpuFault::Missing(_) => Served::Hole,
+            // Left from a copy that ended; nobody else protects pages.
+            CpuFault::WriteProtected => match self.world().write_protect(addr.page(), false) {
+                Ok(()) => Served::Done,
+                Err(_) => Served::Again,
+            },
+        }
+    }
+
+    /// Serves a fault on a page that is nowhere: the program touched it for the first time. Only for the thread that reads the
+    /// world's events, between two reads: then a change of the address space that it has not seen makes the kernel refuse.
+    ///
+    /// A block with nothing on a device is no longer tracked, so that its other pages fault natively; else the page gets zeroes.
+    pub fn fill_hole(&self, addr: VirtAddr, fault: CpuFault) -> Served {
+        if self.cpu_fault_again(addr) {
+            return self.cpu_fault(addr, fault);
+        }
+        add(&self.counters.cpu_faults_untouched, 1);
+        if self.untrack_idle(BlockId::of(addr)) {
+            return Served::Done;
+        }
+        match self.world().fill_zero(addr.page()).stop {
+            None => Served::Done,
+            Some(Stop::Exists) => {
+                self.world().wake(addr.page());
+                Served::Done
+            }
+            Some(_) => Served::Again,
+        }
+    }
+
+    /// Whether the page is away or in transit after all.
+    fn cpu_fault_again(&self, addr: VirtAddr) -> bool {
+        let id = BlockId::of(addr);
+        let index = addr.get() / PAGE_SIZE - id.first_page();
+        self.blocks
+            .get(id)
+            .is_some_and(|block| !block.lock().at_home().has(index))
+    }
+
+    fn untrack_idle(&self, id: BlockId) -> bool {
+        // The areas lock keeps migrations from putting pages of the block in transit; if one has it, the page gets zeroes.
+        let Some(_areas) = self.try_lock_areas() else {
+            return false;
+        };
+        let idle = self.blocks.get(id).is_none_or(|block| block.lock().at_home().is_full());
+        idle && self.world().untrack(id.range()).is_ok()
+    }
+
+    /// Serves a device's access to an arena page that is not there: its page went home while the device held a pin on it. The page is
+    /// called back; if it no longer exists anywhere, the access becomes an error.
+    pub fn arena_fault(&self, addr: VirtAddr) -> Served {
+        let arena_page = addr.get() / PAGE_SIZE;
+        let Some(memory) = self.memory_at(arena_page) else {
+            return Served::Again;
+        };
+        let Some(id) = memory.owner_of(arena_page) else {
+            return self.lost(addr);
+        };
+        let index = (arena_page - memory.arena.first_page()) % PAGES_PER_BLOCK;
+        let Some(block) = self.blocks.get(id) else {
+            return self.lost(addr);
+        };
+        let mut state = block.lock();
+        if state.transit.has(index) {
+            state.arena_waiters = true;
+            return Served::InTransit;
+        }
+        let Some(residency) = state.on(memory.id) else {
+            drop(state);
+            return self.lost(addr);
+        };
+        if residency.pages.has(index) {
+            drop(state);
+            self.world().wake_arena(addr.page());
+            return Served::Done;
+        }
+        let budget = residency.charge.clone();
+        drop(state);
+        self.recall(
+            &memory,
+            &Sender {
+                memory: &memory,
+                budget: &budget,
+            },
+            id,
+            index,
+        )
+    }
+
+    fn recall(&self, memory: &DeviceMemory<W::Meta>, sender: &Sender<'_, W>, id: BlockId, index: usize) -> Served {
+        let page = id.pages(index..index + 1);
+        match self.send(sender, page) {
+            Ok(report) if report.migrated() + report.already > 0 => {
+                add(&self.counters.recalls, 1);
+                let Some(block) = self.blocks.get(id) else {
+                    return Served::Again;
+                };
+                let Some(base) = block.lock().on(memory.id).map(|residency| residency.base_page) else {
+                    return Served::Again;
+                };
+                self.world().wake_arena(arena_pages(base, index..index + 1));
+                Served::Done
+            }
+            Ok(report) => match report.skips().first() {
+                Some((_, crate::migrate::SkipReason::Hole | crate::migrate::SkipReason::NoAccess)) => {
+                    let Some(block) = self.blocks.get(id) else {
+                        return Served::Again;
+                    };
+                    let Some(base) = block.lock().on(memory.id).map(|residency| residency.base_page) else {
+                        return Served::Again;
+                    };
+                    self.world().poison_arena(arena_pages(base, index..index + 1));
+                    Served::Done
+                }
+                _ => Served::Again,
+            },
+            Err(OutError::World(_) | OutError::Metadata(_)) => Served::Again,
+        }
+    }
+
+    fn lost(&self, addr: VirtAddr) -> Served {
+        self.world().poison_arena(addr.page());
+        Served::Done
+    }
+}
+
+impl<W: World> Mm<W> {
+    /// To be called before the process forks: brings every page home and lets none leave until [`Mm::fork_done`] (MIG-4).
+    pub fn fork_prepare(&self) {
+        if self.check_entry().is_err() {
+            return;
+        }
+        let mm = self.clone();
+        self.off_stack(move || {
+            mm.gate.close();
+            mm.home_everything();
+        });
+    }
+
+    /// To be called in the parent when the fork is done.
+    pub fn fork_done(&self) {
+        if self.world().is_current() {
+            self.gate.open();
+        }
+    }
+}
+
+/// Sequential streams that are followed at the same time.
+const STREAMS: usize = 8;
+
+/// Finds sequential access, to bring in more than was asked for: a window that doubles with each fault that continues a stream, up to
+/// a block, and is one page when access is random.
+pub(crate) struct Streams {
+    /// Page expected next, and the window in the low bits.
+    slots: [AtomicU64; STREAMS],
+    victim: AtomicU64,
+}
+
+const WINDOW_BITS: u32 = 10;
+const WINDOW_MASK: u64 = (1 << WINDOW_BITS) - 1;
+
+impl Streams {
+    pub(crate) fn new() -> Self {
+        Self {
+            slots: [const { AtomicU64::new(0) }; STREAMS],
+            victim: AtomicU64::new(0),
+        }
+    }
+
+    fn slot(&self, page: usize) -> Option<&AtomicU64> {
+        self.slots
+            .iter()
+            .find(|slot| slot.load(Relaxed) >> WINDOW_BITS == page as u64)
+    }
+
+    /// Pages to bring in at a fault on `page`.
+    pub(crate) fn window(&self, page: usize) -> usize {
+        let Some(slot) = self.slot(page) else { return 1 };
+        (2 * (slot.load(Relaxed) & WINDOW_MASK) as usize).clamp(1, PAGES_PER_BLOCK)
+    }
+
+    /// Notes that `count` pages from `page` were brought in.
+    pub(crate) fn note(&self, page: usize, count: usize) {
+        let window = (count as u64).min(PAGES_PER_BLOCK as u64);
+        let entry = ((page + count) as u64) << WINDOW_BITS | window;
+        let slot = self.slot(page).unwrap_or_else(|| {
+            let victim = self.victim.fetch_add(1, Relaxed) as usize % STREAMS;
+            &self.slots[victim]
+        });
+        slot.store(entry, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+//! What the world noticed only afterwards: changes of the address space that did not come through the API.
+//!
+//! At the cooperative level this is the *late detector*: devices are told after the fact, and it is counted. The thread that reads the
+//! world's events calls this before it serves any fault it read with them.
+
+use crate::addr::{PageMask, PageRange};
+use crate::mm::MmState;
+use crate::mm::block::{Block, arena_pages};
+use crate::notifier::Cause;
+use crate::stats::add;
+use crate::world::{ArenaRange, Stop, World};
+
+/// A change that has happened, or is about to without waiting for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LateEvent {
+    /// The contents are dropped (MADV_DONTNEED and its like).
+    Removed(PageRange),
+    /// The mapping is gone; there may be another in its place already.
+    Unmapped(PageRange),
+    /// The mapping lives at `to` now.
+    Remapped {
+        /// Where it was.
+        from: PageRange,
+        /// Where it is; of the same length, or longer by pages that are new.
+        to: PageRange,
+    },
+}
+
+/// Attempts to place a page of a moved mapping.
+const ATTEMPTS: usize = 1000;
+
+impl<W: World> MmState<W> {
+    /// Tells devices, and lets go of what they hold of pages that are no more.
+    pub fn late(&self, event: LateEvent) {
+        match event {
+            LateEvent::Removed(range) => {
+                add(&self.counters.late_removed, 1);
+                self.tell_late(range, Cause::Clear);
+                self.drop_away(range);
+            }
+            LateEvent::Unmapped(range) => {
+                add(&self.counters.late_unmapped, 1);
+                self.tell_late(range, Cause::Unmap);
+                self.drop_away(range);
+            }
+            LateEvent::Remapped { from, to } => {
+                add(&self.counters.late_remapped, 1);
+                self.tell_late(from, Cause::Unmap);
+                self.tell_late(to, Cause::Unmap);
+                self.follow(from, to);
+            }
+        }
+    }
+
+    /// Counts a fork that was not announced.
+    pub fn late_fork(&self) {
+        add(&self.counters.late_forked, 1);
+    }
+
+    /// Non-blocking: the reader of events must not wait for a device that may wait for a CPU fault. A subscriber that refuses is asked again.
+    fn tell_late(&self, range: PageRange, cause: Cause) {
+        for _ in 0..ATTEMPTS {
+            if let Ok(guard) = self.notifier.try_invalidate(range, cause, None) {
+                guard.commit();
+                return;
+            }
+            self.world().pause(10_000);
+        }
+        add(&self.counters.late_untold, 1);
+    }
+
+    /// Frees the device's copies of pages whose contents are void.
+    fn drop_away(&self, range: PageRange) {
+        for (block, span) in self.blocks.known(range) {
+            loop {
+                let mut state = block.lock();
+                // Who has them in transit drops them.
+                let in_transit = state.transit.and(span.mask());
+                state.dropped = state.dropped.or(in_transit);
+                let wanted = |pages: PageMask| pages.and(span.mask()).without(in_transit);
+                let Some(residency) = state
+                    .residencies
+                    .iter_mut()
+                    .flatten()
+                    .find(|r| !wanted(r.pages).is_empty())
+                else {
+                    break;
+                };
+                let (device, base_page) = (residency.device, residency.base_page);
+                let pages = wanted(residency.pages);
+                let charge = residency.charge.clone();
+                state.transit = state.transit.or(pages);
+                drop(state);
+                for run in pages.runs() {
+                    self.world().scrub_arena(arena_pages(base_page, run));
+                }
+                self.forget(block, device, pages, &charge);
+            }
+        }
+    }
+
+    fn forget(
+        &self,
+        block: &Block<W::Meta>,
+        device: crate::devmem::DeviceId,
+        pages: PageMask,
+        charge: &crate::devmem::Budget,
+    ) {
+        let mut state = block.lock();
+        let residency = state.on_mut(device).expect("a residency with pages in transit stays");
+        residency.pages = residency.pages.without(pages);
+        residency.huge = false;
+        let waiting = block.settle(&mut state, pages);
+        drop(state);
+        if let Some(memory) = self.memory(device) {
+            memory.unreserve(pages.count(), charge);
+            self.free_if_empty(block, &memory, crate::devmem::Contents::Small);
+        }
+        self.wake_settled(block, waiting, None);
+    }
+
+    /// Brings the pages of a mapping that moved to where it is now.
+    fn follow(&self, from: PageRange, to: PageRange) {
+        self.drop_away(to);
+        for (block, span) in self.blocks.known(from) {
+            loop {
+                let mut state = block.wait_settled(span.mask());
+                let Some(residency) = state
+                    .residencies
+                    .iter()
+                    .flatten()
+                    .find(|r| r.pages.overlaps(&span.mask()))
+                else {
+                    break;
+                };
+                let (device, base_page) = (residency.device, residency.base_page);
+                let pages = residency.pages.and(span.mask());
+                let charge = residency.charge.clone();
+                state.transit = state.transit.or(pages);
+                drop(state);
+                for run in pages.runs() {
+                    let offset = block.id.first_page() + run.start - from.first_page();
+                    if let Some(target) = to.skip(offset).filter(|target| target.page_count() >= run.len()) {
+                        self.place(arena_pages(base_page, run.clone()), target.take(run.len()));
+                    }
+                    self.world().scrub_arena(arena_pages(base_page, run));
+                }
+                self.forget(block, device, pages, &charge);
+            }
+        }
+    }
+
+    fn place(&self, mut from: ArenaRange, mut to: PageRange) {
+        for _ in 0..ATTEMPTS {
+            let mut done = self.world().move_home(from, to);
+            if done.pages == 0 && done.stop == Some(Stop::Unlike) {
+                done = self.world().copy_home(from, to);
+            }
+            let (Some(rest_from), Some(rest_to)) = (from.skip(done.pages), to.skip(done.pages)) else {
+                return;
+            };
+            (from, to) = (rest_from, rest_to);
+            match done.stop {
+                Some(Stop::Again) => self.world().pause(10_000),
+                Some(_) if done.pages == 0 => {
+                    // This page's place is taken or gone; the others may still find theirs.
+                    let (Some(rest_from), Some(rest_to)) = (from.skip(1), to.skip(1)) else {
+                        return;
+                    };
+                    (from, to) = (rest_from, rest_to);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Every run of pages that is on a device, with its place in the arena; waits for pages in transit. For a fork that was not announced:
+    /// the child's copies of these pages are holes.
+    pub fn resident_runs(&self, each: &mut dyn FnMut(PageRange, ArenaRange)) {
+        for (block, _) in self.blocks.known(PageRange::ALL) {
+            let state = block.wait_settled(PageMask::FULL);
+            let resident = state
+                .residencies
+                .each_ref()
+                .map(|slot| slot.as_ref().map(|r| (r.base_page, r.pages)));
+            drop(state);
+            for (base_page, pages) in resident.into_iter().flatten() {
+                for run in pages.runs() {
+                    each(block.id.pages(run.clone()), arena_pages(base_page, run));
+                }
+            }
+        }
+    }
+}

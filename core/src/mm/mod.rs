@@ -1,0 +1,290 @@
+//! An address space: its blocks, its devices' memory, its notifier.
+//!
+//! # Invariants
+//! - MM-1 (LIFE-6): nothing is done for a caller from another address space; every public call checks.
+//! - MM-2 (INV-7): nothing here can be entered from a notifier callback; the calls that would start an invalidation say so.
+//!
+//! # Locking
+//! `gate` (shared by whoever sends pages to a device) > `areas` > a block's lock > a device memory's pool. See docs/locking.md.
+//!
+//! Linux: struct mm_struct with its notifier subscriptions, mm/hmm.c.
+
+pub(crate) mod block;
+mod change;
+mod fault;
+mod gate;
+mod late;
+
+use core::ops::Deref;
+
+use crate::addr::{PAGE_SIZE, PageRange};
+use crate::devmem::{Budget, DeviceId, DeviceMemory};
+use crate::mirror::DeviceHandle;
+use crate::mm::block::BlockTable;
+use crate::mm::gate::Gate;
+use crate::notifier::{Notifier, in_callback};
+use crate::stats::{Counters, Stats, add};
+use crate::sync::{Mutex, MutexGuard};
+use crate::world::{Metadata, OutOfMetadata, World, WorldError};
+
+pub use change::ChangeError;
+pub(crate) use fault::Streams;
+pub use fault::{CpuFault, Served};
+pub use late::LateEvent;
+
+/// Devices an address space can have at the same time.
+pub const MAX_DEVICES: usize = 16;
+
+/// Why a call was refused before it did anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// The handle belongs to another process: a fork's child must open its own.
+    #[error("the handle belongs to another address space; after a fork the child opens its own")]
+    WrongAddressSpace,
+    /// A notifier callback may only update its device's page table.
+    #[error("called from inside an invalidation callback, which may update the device's page table and nothing else")]
+    InCallback,
+}
+
+/// Why a device could not be registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RegisterError {
+    /// See [`EntryError`].
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// A device with memory needs at least a page of it.
+    #[error("a device needs memory of at least one page ({PAGE_SIZE} bytes), not {0} bytes")]
+    NoMemory(usize),
+    /// More device memory than the machine has memory.
+    #[error("{asked} bytes of device memory are more than the {there} bytes of memory that there are")]
+    TooMuch {
+        /// Bytes asked for.
+        asked: usize,
+        /// Bytes the machine has.
+        there: usize,
+    },
+    /// The address space has as many devices as it can have.
+    #[error("there are {MAX_DEVICES} devices already")]
+    TooMany,
+    /// There is no address space for its arena.
+    #[error("no address space for the device's memory: {0}")]
+    World(#[from] WorldError),
+    /// isomem's own memory is used up.
+    #[error(transparent)]
+    Metadata(#[from] OutOfMetadata),
+}
+
+/// What a device's memory is to be like.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryConfig {
+    /// For statistics and messages.
+    pub name: &'static str,
+    /// Bytes of device memory; rounded down to whole pages.
+    pub capacity_bytes: usize,
+    /// Most bytes that one mirror may hold there (MIG-8); `None` for all.
+    pub mirror_budget_bytes: Option<usize>,
+}
+
+/// A handle to an address space. Clones are handles to the same.
+pub struct Mm<W: World>(pub(crate) Shared<W, MmState<W>>);
+
+/// A counted pointer into the world's metadata memory.
+pub(crate) type Shared<W, T> = <<W as World>::Meta as Metadata>::Shared<T>;
+
+impl<W: World> Clone for Mm<W> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<W: World> core::fmt::Debug for Mm<W> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Mm").finish_non_exhaustive()
+    }
+}
+
+impl<W: World> Deref for Mm<W> {
+    type Target = MmState<W>;
+
+    fn deref(&self) -> &MmState<W> {
+        &self.0
+    }
+}
+
+/// What the handles of an address space share.
+pub struct MmState<W: World> {
+    world: W,
+    pub(crate) notifier: Notifier<W::Meta>,
+    pub(crate) blocks: BlockTable<W::Meta>,
+    /// Held while areas are looked at and tracked, until the pages concerned are in transit.
+    areas: Mutex<()>,
+    pub(crate) gate: Gate,
+    /// Held while a device gets its number and its arena, so that pagers never wait for the system calls.
+    registering: Mutex<()>,
+    devices: Mutex<[Option<Shared<W, DeviceMemory<W::Meta>>>; MAX_DEVICES]>,
+    pub(crate) counters: Counters,
+    pub(crate) streams: fault::Streams,
+}
+
+impl<W: World> Mm<W> {
+    /// An address space with no devices.
+    pub fn new(world: W) -> Result<Self, OutOfMetadata> {
+        Ok(Self(W::Meta::share(MmState {
+            world,
+            notifier: Notifier::new()?,
+            blocks: BlockTable::new(),
+            areas: Mutex::new(()),
+            gate: Gate::new(),
+            registering: Mutex::new(()),
+            devices: Mutex::new([const { None }; MAX_DEVICES]),
+            counters: Counters::default(),
+            streams: fault::Streams::new(),
+        })?))
+    }
+
+    /// Adds a device with memory of its own (LIFE-1). Nothing is touched until pages migrate.
+    ///
+    /// Blocks for a few system calls. Changes nothing when it fails.
+    #[doc(alias = "hmm_device_register")]
+    pub fn register(&self, config: MemoryConfig) -> Result<DeviceHandle<W>, RegisterError> {
+        self.check_entry()?;
+        let capacity_pages = config.capacity_bytes / PAGE_SIZE;
+        if capacity_pages == 0 {
+            return Err(RegisterError::NoMemory(config.capacity_bytes));
+        }
+        let there = self.world.memory_bytes();
+        if config.capacity_bytes > there {
+            return Err(RegisterError::TooMuch {
+                asked: config.capacity_bytes,
+                there,
+            });
+        }
+        let mm = self.clone();
+        let memory = self.off_stack(move || mm.add_memory(config.name, capacity_pages))?;
+        let budget = config
+            .mirror_budget_bytes
+            .map_or(capacity_pages, |bytes| bytes / PAGE_SIZE);
+        Ok(DeviceHandle::new(self.clone(), memory, budget))
+    }
+
+    fn add_memory(
+        &self,
+        name: &'static str,
+        capacity_pages: usize,
+    ) -> Result<Shared<W, DeviceMemory<W::Meta>>, RegisterError> {
+        let _registering = self.registering.lock();
+        let free = self.devices.lock().iter().position(Option::is_none);
+        let id = DeviceId(free.ok_or(RegisterError::TooMany)? as u8);
+        let arena = self
+            .world
+            .reserve_arena(DeviceMemory::<W::Meta>::arena_bytes(capacity_pages * PAGE_SIZE))?;
+        let memory = DeviceMemory::new(id, name, capacity_pages, arena).and_then(W::Meta::share);
+        if memory.is_err() {
+            self.world.release_arena(arena);
+        }
+        let memory = memory?;
+        self.devices.lock()[id.0 as usize] = Some(memory.clone());
+        Ok(memory)
+    }
+
+    /// Ends the mirroring of this address space: every mirror is released (LIFE-3) and every page comes home.
+    ///
+    /// Blocks until callbacks in flight have returned and all pages are home.
+    #[doc(alias = "mmu_notifier_release")]
+    pub fn exit(&self) {
+        if !self.world.is_current() {
+            return;
+        }
+        let mm = self.clone();
+        self.off_stack(move || {
+            // Only refused inside a callback or an invalidation, and this thread is in none.
+            let exited = mm.notifier.exit();
+            debug_assert!(exited.is_ok());
+            mm.home_everything();
+        });
+    }
+}
+
+impl<W: World> MmState<W> {
+    /// The world it lives in.
+    pub fn world(&self) -> &W {
+        &self.world
+    }
+
+    /// Counts so far.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.counters.read();
+        let notifier = self.notifier.stats();
+        stats.invalidations = notifier.invalidations;
+        stats.invalidations_refused = notifier.refused;
+        stats.collisions = notifier.collisions;
+        stats.metadata_bytes = W::Meta::bytes_in_use() as u64;
+        stats
+    }
+
+    /// Adds a device miss that took `ns` nanoseconds to the statistics, and whether it shared another's service.
+    pub fn count_device_fault(&self, ns: u64, merged: bool) {
+        self.counters.device_fault_ns.record(ns);
+        if merged {
+            add(&self.counters.device_faults_merged, 1);
+        }
+    }
+
+    pub(crate) fn check_entry(&self) -> Result<(), EntryError> {
+        if in_callback() {
+            return Err(EntryError::InCallback);
+        }
+        if !self.world.is_current() {
+            return Err(EntryError::WrongAddressSpace);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn off_stack<R: Send + 'static>(&self, job: impl FnOnce() -> R + Send + 'static) -> R {
+        self.world.off_stack(job)
+    }
+
+    pub(crate) fn lock_areas(&self) -> MutexGuard<'_, ()> {
+        self.areas.lock()
+    }
+
+    pub(crate) fn try_lock_areas(&self) -> Option<MutexGuard<'_, ()>> {
+        self.areas.try_lock()
+    }
+
+    /// The memory of device `id`.
+    pub(crate) fn memory(&self, id: DeviceId) -> Option<Shared<W, DeviceMemory<W::Meta>>> {
+        self.devices.lock()[id.0 as usize].clone()
+    }
+
+    /// The memory whose arena holds page number `page`.
+    pub(crate) fn memory_at(&self, page: usize) -> Option<Shared<W, DeviceMemory<W::Meta>>> {
+        self.devices
+            .lock()
+            .iter()
+            .flatten()
+            .find(|memory| memory.holds(page))
+            .cloned()
+    }
+
+    /// Forgets a device that has no mirror and holds no page any more.
+    pub(crate) fn remove_memory(&self, memory: &DeviceMemory<W::Meta>) {
+        for (block, _) in self.blocks.known(PageRange::ALL) {
+            let mut state = block.lock();
+            // Chunks that were kept for a stale access: without mirrors there is none.
+            if let Some(residency) = state.on_mut(memory.id) {
+                residency.fenced = false;
+                drop(state.take_empty(memory.id));
+            }
+        }
+        let removed = self.devices.lock()[memory.id.0 as usize].take();
+        if removed.is_some() {
+            self.world.release_arena(memory.arena);
+        }
+    }
+}
+
+/// A budget of `pages` pages in the world's metadata memory.
+pub(crate) fn share_budget<W: World>(pages: usize) -> Result<Shared<W, Budget>, OutOfMetadata> {
+    W::Meta::share(Budget::new(pages))
+}

@@ -1,0 +1,203 @@
+//! The device's view of the address space: its side of the mirror, and the launches through it.
+//!
+//! # Invariants
+//! - SOFT-4 (LIFE-3): `release` raises a flag and then waits until no pin is left. A worker looks at the flag after it has pinned, so
+//!   either it sees the flag or `release` sees its pin.
+//!
+//! # Locking
+//! None of its own. Callbacks touch the pins and the counters, which lie in memory that is never mirrored.
+//!
+//! ```text
+//! worker                            invalidating thread
+//! publishes its pin                 entries are erased
+//! looks the entry up: there         flushes, looks for pins: waits
+//! accesses, drops the pin           none left: the mapping may change
+//! ```
+
+use isomem_core::addr::PageRange;
+use isomem_core::bus::Bus;
+use isomem_core::device::Device;
+use isomem_core::migrate::{MigrateError, Report};
+use isomem_core::mirror::pin::{PinHolder, Pins};
+use isomem_core::mirror::range::{FaultError, Faulted, Snapshot};
+use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError, MirrorState};
+use isomem_core::mm::EntryError;
+use isomem_core::notifier::{Answer, CallbackScope, Cause, Invalidation, in_callback};
+use isomem_core::world::{Access, Metadata};
+
+use crate::device::{Common, Engine, MAX_WORKERS, Shared, Stall};
+use crate::error::LaunchError;
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::worker::{self, Job, Kernel};
+
+/// How long a migration waits for a worker before it relies on the MMU to stop it.
+const MIGRATE_PATIENCE_NS: u64 = 1_000_000;
+/// How long a pass that must not wait does: about as long as a bulk copy through a pin takes.
+const BRIEF_PATIENCE_NS: u64 = 20_000;
+/// A worker that does not let go for so long is worth telling.
+const STALL_NS: u64 = 1_000_000_000;
+
+/// The device's side of one mirror.
+pub struct Side<W: Bus> {
+    /// Number of the mirror among those of the device.
+    pub(crate) number: u64,
+    pub(crate) pins: Pins<W::Meta>,
+    /// Which worker has which slot of `pins`, or had it last.
+    pub(crate) owners: [AtomicU64; MAX_WORKERS],
+    pub(crate) released: AtomicBool,
+    common: Shared<W, Common<W>>,
+}
+
+impl<W: Bus> Side<W> {
+    fn wait_clear(&self, range: PageRange, patience_ns: u64) -> Result<(), PinHolder> {
+        let world = self.common.mm.world();
+        self.pins
+            .wait_clear(range, patience_ns, &|| world.now_ns(), &|ns| world.pause(ns))
+    }
+
+    /// Waits until no worker has a pin in `range`. Counts once who takes longer than a second.
+    fn wait_unpinned(&self, range: PageRange) {
+        let mut told = false;
+        while let Err(holder) = self.wait_clear(range, STALL_NS) {
+            if !told {
+                told = true;
+                let worker = self.owners[holder.slot].load(Ordering::Relaxed) as usize;
+                self.common.counters.stalled(Stall {
+                    worker,
+                    range: holder.range,
+                });
+            }
+        }
+    }
+}
+
+impl<W: Bus> Device for Side<W> {
+    fn invalidate(&self, invalidation: &Invalidation, scope: &CallbackScope<'_>) {
+        let range = invalidation.range;
+        self.pins.flush(range);
+        if W::FENCED && invalidation.cause == Cause::Migrate {
+            if self.wait_clear(range, MIGRATE_PATIENCE_NS).is_err() {
+                // Who still holds a pin faults at its next access, and the page comes back to it.
+                scope.leave_to_the_mmu();
+            }
+        } else {
+            self.wait_unpinned(range);
+        }
+    }
+
+    fn try_invalidate(&self, invalidation: &Invalidation, _scope: &CallbackScope<'_>) -> Answer {
+        self.pins.flush(invalidation.range);
+        match self.wait_clear(invalidation.range, BRIEF_PATIENCE_NS) {
+            Ok(()) => Answer::Done,
+            Err(_) if W::FENCED => Answer::Fenced,
+            Err(_) => Answer::Refused,
+        }
+    }
+
+    fn release(&self) {
+        // SeqCst: against the look at the flag after a pin was published (SOFT-4).
+        self.released.store(true, Ordering::SeqCst);
+        self.pins.flush(PageRange::ALL);
+        self.wait_unpinned(PageRange::ALL);
+    }
+}
+
+/// What workers hold of a mirror.
+pub(crate) type State<W> = MirrorState<W, Side<W>>;
+
+/// A software device's view of an address space. Dropping it unregisters it.
+pub struct SoftMirror<W: Bus> {
+    mirror: Mirror<W, Side<W>>,
+    engine: Shared<W, Engine<W>>,
+}
+
+impl<W: Bus> core::fmt::Debug for SoftMirror<W> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("SoftMirror")
+            .field("mirror", &self.mirror)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<W: Bus> SoftMirror<W> {
+    pub(crate) fn new(handle: &DeviceHandle<W>, engine: Shared<W, Engine<W>>) -> Result<Self, MirrorError> {
+        let common = engine.common.clone();
+        let pins = Pins::new(common.config.workers)?;
+        let number = common.mirrors.fetch_add(1, Ordering::Relaxed);
+        let owners = core::array::from_fn(|_| AtomicU64::new(0));
+        let side = W::Meta::share(Side {
+            number,
+            pins,
+            owners,
+            released: AtomicBool::new(false),
+            common,
+        })?;
+        Ok(Self {
+            mirror: handle.mirror(side)?,
+            engine,
+        })
+    }
+
+    /// Runs `kernel` once on every worker and waits for all of them (JOB-1: when this returns, with whatever result, no worker uses the kernel
+    /// any more and the device has forgotten it). Launches of several threads run one after another.
+    ///
+    /// Not from inside a kernel or a callback. The caller must hold no lock that a kernel or the serving of a CPU fault needs.
+    pub fn launch(&self, kernel: &'static Kernel<W>) -> Result<(), LaunchError> {
+        if worker::in_kernel() {
+            return Err(LaunchError::Nested);
+        }
+        if in_callback() {
+            return Err(EntryError::InCallback.into());
+        }
+        let state = self.mirror.state();
+        if !state.mm().world().is_current() {
+            return Err(EntryError::WrongAddressSpace.into());
+        }
+        if self.is_released() {
+            return Err(LaunchError::Released);
+        }
+        let common = &self.engine.common;
+        common.counters.launches.fetch_add(1, Ordering::Relaxed);
+        common
+            .slot
+            .run(Job::new(kernel, state.clone()))
+            .map_err(LaunchError::Panicked)
+    }
+
+    /// Workers that run a launch.
+    pub fn workers(&self) -> usize {
+        self.engine.common.config.workers
+    }
+
+    /// Whether launches are refused: the address space is gone or the device failed.
+    pub fn is_released(&self) -> bool {
+        // Acquire pairs with the Release in `SoftDevice::fail`.
+        self.mirror.state().is_released() || self.engine.common.failed.load(Ordering::Acquire)
+    }
+
+    /// See [`Mirror::fault`].
+    pub fn fault(&self, range: PageRange, access: Access) -> Result<Faulted, FaultError> {
+        self.mirror.fault(range, access)
+    }
+
+    /// See [`Mirror::snapshot`].
+    pub fn snapshot(&self, range: PageRange) -> Result<Snapshot<W::Meta>, FaultError> {
+        self.mirror.snapshot(range)
+    }
+
+    /// See [`Mirror::migrate_to_device`].
+    pub fn migrate_to_device(&self, range: PageRange) -> Result<Report<W::Meta>, MigrateError> {
+        self.mirror.migrate_to_device(range)
+    }
+
+    /// See [`Mirror::migrate_home`].
+    pub fn migrate_home(&self, range: PageRange) -> Result<Report<W::Meta>, MigrateError> {
+        self.mirror.migrate_home(range)
+    }
+
+    /// Ends the mirror (LIFE-2): after it returned no callback runs and none will. From inside a callback it is deferred (LIFE-8).
+    pub fn unregister(self) {
+        // A deferred end completes by itself when the callback returns.
+        let _ = self.mirror.unregister();
+    }
+}

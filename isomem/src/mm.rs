@@ -1,0 +1,129 @@
+//! The process's own address space, as a program has it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use isomem_core::world::World;
+use isomem_linux::pager::Pagers;
+use isomem_linux::{Linux, OpenError};
+use isomem_soft::{SoftConfig, SoftError};
+
+use crate::device::SoftDevice;
+
+pub use isomem_core::mm::ChangeError;
+pub use isomem_core::stats::{Latency, Stats};
+
+/// What [`Mm::current`] gave out last, if anybody still has it. Locked while an address space is opened or goes, so that there are
+/// never two: the kernel lets an area be watched only once.
+static CURRENT: Mutex<Weak<Opened>> = Mutex::new(Weak::new());
+
+fn current() -> MutexGuard<'static, Weak<Opened>> {
+    CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// This process's address space, opened to devices. Clones are handles to the same.
+///
+/// When the last handle, device and mirror is gone, isomem's threads end and the memory is as if it had never been there.
+#[derive(Debug, Clone)]
+pub struct Mm(Arc<Opened>);
+
+/// The protocol's handle to this process.
+pub(crate) type Core = isomem_core::mm::Mm<Linux>;
+
+#[derive(Debug)]
+struct Opened {
+    core: Core,
+    /// Taken when the handle goes.
+    pagers: Option<Pagers<Core>>,
+}
+
+impl Opened {
+    fn new(pagers: usize) -> Result<Self, OpenError> {
+        let core = Core::new(Linux::open()?)?;
+        let pagers = Pagers::start(core.clone(), pagers)?;
+        Ok(Self {
+            core,
+            pagers: Some(pagers),
+        })
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let pagers = self.pagers.take();
+        if !self.core.world().is_current() {
+            // In a fork's child the threads are not there to be joined, and the handle that they would have dropped keeps the rest.
+            core::mem::forget(pagers);
+            return;
+        }
+        let _one_at_a_time = current();
+        // Pages come home while there is still somebody who serves faults.
+        self.core.exit();
+        drop(pagers);
+    }
+}
+
+/// How an address space is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Builder {
+    pagers: Option<usize>,
+}
+
+impl Builder {
+    /// Threads that serve CPU faults on migrated pages.
+    #[must_use]
+    pub fn pagers(mut self, count: usize) -> Self {
+        self.pagers = Some(count);
+        self
+    }
+
+    /// Opens this process's address space; one that is open already is returned as it is.
+    ///
+    /// # Errors
+    /// No userfaultfd, for want of privileges or in an old kernel; the error says how to get it. Nothing is left behind.
+    pub fn open(self) -> Result<Mm, OpenError> {
+        let mut current = current();
+        if let Some(opened) = current.upgrade()
+            && opened.core.world().is_current()
+        {
+            return Ok(Mm(opened));
+        }
+        let opened = Arc::new(Opened::new(self.pagers.unwrap_or_else(Pagers::<Core>::default_count))?);
+        *current = Arc::downgrade(&opened);
+        Ok(Mm(opened))
+    }
+}
+
+impl Mm {
+    /// Opens this process's address space to devices, or returns the one that is open.
+    ///
+    /// A fork's child gets its own (LIFE-6).
+    ///
+    /// # Errors
+    /// See [`Builder::open`].
+    pub fn current() -> Result<Self, OpenError> {
+        Builder::default().open()
+    }
+
+    /// The same with choices.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Adds a software device (LIFE-1).
+    pub fn soft_device(&self, config: SoftConfig) -> Result<SoftDevice, SoftError> {
+        Ok(SoftDevice::new(
+            isomem_soft::SoftDevice::new(self.core(), config)?,
+            self.clone(),
+        ))
+    }
+
+    /// Counts of what happened so far, and how long faults took.
+    pub fn stats(&self) -> Stats {
+        self.core().stats()
+    }
+
+    /// The protocol's own handle, for drivers.
+    pub fn core(&self) -> &isomem_core::mm::Mm<Linux> {
+        &self.0.core
+    }
+}

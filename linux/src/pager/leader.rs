@@ -1,0 +1,196 @@
+//! The thread that reads the program's descriptor.
+
+use std::sync::atomic::Ordering;
+
+use isomem_core::mm::{CpuFault, LateEvent, Served};
+use isomem_core::world::{Access, World};
+
+use super::ring::Work;
+use super::{Fault, Pagee, Shared, count};
+use crate::own::Change;
+use crate::sys::uffd::{BATCH, Msg};
+
+/// Messages that are read on while an event is processed; enough for as many threads to wait at once.
+const KEPT: usize = 4 * BATCH;
+/// Pause between two reads that do not wait.
+const READ_ON_NS: u64 = 20_000;
+
+/// Messages that were read and are not processed yet.
+struct Inbox {
+    messages: [Msg; KEPT],
+    len: usize,
+    /// The bell was heard since the last look.
+    rung: bool,
+}
+
+impl Inbox {
+    const fn new() -> Self {
+        Self {
+            messages: [const { Msg::Other(0) }; KEPT],
+            len: 0,
+            rung: false,
+        }
+    }
+
+    /// Takes the message out.
+    fn take(&mut self, index: usize) -> Msg {
+        core::mem::replace(&mut self.messages[index], Msg::Other(0))
+    }
+
+    fn room(&mut self) -> &mut [Msg] {
+        &mut self.messages[self.len..]
+    }
+}
+
+impl<P: Pagee> Shared<P> {
+    /// The life of the leader.
+    pub(super) fn lead(&self) {
+        let mut inbox = Inbox::new();
+        // Who stops us waits until the bell is read, so it is not enough to see the flag.
+        while !(core::mem::take(&mut inbox.rung) && self.stop.load(Ordering::Acquire)) {
+            match self.world().program().read(inbox.room()) {
+                Ok(read) => inbox.len += read,
+                Err(_) => {
+                    count(&self.counts.read_errors);
+                    self.world().pause(100_000);
+                    continue;
+                }
+            }
+            count(&self.counts.batches);
+            self.process_events(&mut inbox);
+            self.process_faults(&mut inbox);
+            self.world().own_changes().sweep();
+        }
+    }
+
+    /// Processes the events in the inbox, and those that arrive meanwhile, in order (PGR-1).
+    fn process_events(&self, inbox: &mut Inbox) {
+        let mut index = 0;
+        while index < inbox.len {
+            match inbox.take(index) {
+                fault @ Msg::Fault { .. } => inbox.messages[index] = fault,
+                Msg::Remove(range) if range == self.world().bell() => {
+                    inbox.rung = self.world().features().event_remove();
+                    self.world().own_changes().sweep();
+                }
+                Msg::Remove(range) => self.changed(Change::Removed(range), LateEvent::Removed(range), inbox),
+                Msg::Unmap(range) => self.changed(Change::Unmapped(range), LateEvent::Unmapped(range), inbox),
+                Msg::Remap { from, to } => {
+                    self.changed(Change::Remapped(from, to), LateEvent::Remapped { from, to }, inbox);
+                }
+                Msg::Fork(_) if self.world().own_changes().take(Change::Forked) => {
+                    // Everything is at home; dropping the descriptor leaves the child alone.
+                    count(&self.counts.forks);
+                }
+                Msg::Fork(child) => {
+                    count(&self.counts.late_events);
+                    self.delegate(Work::Fork(child), inbox);
+                }
+                Msg::Other(_) => {}
+            }
+            index += 1;
+        }
+    }
+
+    fn changed(&self, change: Change, event: LateEvent, inbox: &mut Inbox) {
+        if self.world().own_changes().take(change) {
+            count(&self.counts.own_events);
+            return;
+        }
+        count(&self.counts.late_events);
+        match event {
+            // Following a mapping waits for pages in transit.
+            LateEvent::Remapped { .. } => self.delegate(Work::Late(event), inbox),
+            _ => self.pagee.late(event),
+        }
+    }
+
+    /// Lets a helper process an event, and reads on until it has (PGR-4).
+    fn delegate(&self, mut work: Work, inbox: &mut Inbox) {
+        while let Err(back) = self.ring.put(work) {
+            work = back;
+            self.read_on(inbox);
+        }
+        while !self.ring.is_late_done() {
+            self.read_on(inbox);
+        }
+    }
+
+    fn read_on(&self, inbox: &mut Inbox) {
+        if let Ok(read) = self.world().program().try_read(inbox.room()) {
+            inbox.len += read;
+        }
+        self.world().pause(READ_ON_NS);
+    }
+
+    /// Hands out the faults in the inbox but the first, and serves that one.
+    fn process_faults(&self, inbox: &mut Inbox) {
+        let mut mine = None;
+        for index in 0..inbox.len {
+            let Some(fault) = fault_of(&inbox.messages[index]) else {
+                continue;
+            };
+            let again = |other: &Msg| fault_of(other).is_some_and(|other| other.same_page(fault));
+            if inbox.messages[..index].iter().any(again) {
+                continue;
+            }
+            count(&self.counts.faults);
+            if self.world().bell().contains(fault.addr.get()) {
+                self.world().fill_zero(self.world().bell());
+                inbox.rung = true;
+            } else if self.is_marked(fault) {
+                self.serve(fault);
+            } else if mine.is_none() {
+                mine = Some(fault);
+            } else if self.ring.put(Work::Fault(fault)).is_ok() {
+                count(&self.counts.handed);
+            } else {
+                self.requeue(fault);
+            }
+        }
+        if let Some(fault) = mine {
+            self.serve(fault);
+        }
+        inbox.len = 0;
+    }
+
+    fn is_marked(&self, fault: Fault) -> bool {
+        let page = fault.page_number();
+        // Acquire: pairs with the release of the helper that found the hole.
+        self.mark(page)
+            .compare_exchange(page, 0, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// The leader's own service of a fault; every event that was read is processed (PGR-2).
+    fn serve(&self, fault: Fault) {
+        let mut served = self.pagee.cpu_fault(fault.addr, fault.kind);
+        if served == Served::Hole {
+            served = self.pagee.fill_hole(fault.addr, fault.kind);
+        }
+        match served {
+            Served::Done | Served::InTransit => {}
+            Served::Hole | Served::Again => self.requeue(fault),
+        }
+    }
+}
+
+impl Fault {
+    /// Whether serving one serves the other.
+    fn same_page(self, other: Self) -> bool {
+        let is_protection = |kind| kind == CpuFault::WriteProtected;
+        self.page_number() == other.page_number() && is_protection(self.kind) == is_protection(other.kind)
+    }
+}
+
+fn fault_of(message: &Msg) -> Option<Fault> {
+    let Msg::Fault { addr, write, wp, .. } = *message else {
+        return None;
+    };
+    let kind = match (wp, write) {
+        (true, _) => CpuFault::WriteProtected,
+        (false, true) => CpuFault::Missing(Access::Write),
+        (false, false) => CpuFault::Missing(Access::Read),
+    };
+    Some(Fault { addr, kind })
+}

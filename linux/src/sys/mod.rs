@@ -1,0 +1,14 @@
+//! System calls, each behind a safe function or an owning value; all of this crate's unsafe code.
+
+pub mod bus;
+pub mod fork;
+pub mod inject;
+pub mod job;
+pub mod mapping;
+pub mod maps;
+pub mod metadata;
+pub mod pagemap;
+pub mod segments;
+pub mod span;
+pub mod thread;
+pub mod uffd;

@@ -1,0 +1,560 @@
+//! The calling process as a world: its areas, its pages, and the arena its devices' memory lies in.
+//!
+//! Two userfaultfds: one for the program's areas, with the kernel's events, and one for the arenas, without. Moving
+//! a page out goes through the arena's, moving it home through the program's; so events that nobody has read yet delay the way
+//! home, but never the way out.
+//!
+//! # Invariants
+//! - LNX-1: a page is at one place. A call that stops says how many pages are done; the rest are where they were.
+//! - LNX-2: the reader of the program's events never waits in here for an event to be read: what answers EAGAIN is tried again a few times,
+//!   then reported as [`Stop::Again`].
+//! - LNX-3: a change of ours that the kernel reports as an event is announced first ([`crate::own`]).
+//!
+//! # Locking
+//! None held across a system call. [`World::drop_source`], [`World::discard`], [`World::unmap`] and [`World::remap`] block until the reader of events has
+//! read: not to be called by that reader.
+//!
+//! Linux: mm/userfaultfd.c (move_pages), mm/madvise.c.
+
+pub(crate) mod drive;
+
+use isomem_core::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use isomem_core::world::{
+    Access, Area, ArenaRange, Moved, OutOfMetadata, PopulateError, Pte, PteRun, Stop, World, WorldError,
+};
+use rustix::io::Errno;
+use rustix::time::{ClockId, Timespec};
+
+use crate::areas::Exclusions;
+use crate::own::{Change, OwnChanges, Settled, Ticket};
+use crate::service::Services;
+use crate::sys::mapping::{self, ForkMark, Mapping};
+use crate::sys::maps::Maps;
+use crate::sys::metadata::MetadataHeap;
+use crate::sys::pagemap::Pagemap;
+use crate::sys::thread::{OwnThread, SpawnError, StackSize};
+use crate::sys::uffd::{Features, Protection, Uffd, Waiters};
+use drive::{Border, drive, persist};
+
+/// Looks at an own change's state, with a yield between, before the reader of events is nudged.
+const LOOKS: usize = 16;
+
+/// Why the process could not be opened as a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// No way to get a userfaultfd.
+    #[error(
+        "userfaultfd is not available: {}; run as root, make /dev/userfaultfd readable, or set vm.unprivileged_userfaultfd=1",
+        std::io::Error::from_raw_os_error(*.errno)
+    )]
+    Userfaultfd {
+        /// The raw errno.
+        errno: i32,
+    },
+    /// A file in /proc could not be opened.
+    #[error("cannot open {path}: {}", std::io::Error::from_raw_os_error(*.errno))]
+    Proc {
+        /// Its path.
+        path: &'static str,
+        /// The raw errno.
+        errno: i32,
+    },
+    /// No address space for isomem's own mappings.
+    #[error("cannot map memory of isomem's own: {}", std::io::Error::from_raw_os_error(*.errno))]
+    Map {
+        /// The raw errno.
+        errno: i32,
+    },
+    /// No memory for isomem's tables.
+    #[error(transparent)]
+    Metadata(#[from] OutOfMetadata),
+    /// A thread of isomem's own did not start.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+}
+
+/// The calling process.
+#[derive(Debug)]
+pub struct Linux {
+    program: Uffd,
+    arena: Uffd,
+    pagemap: Pagemap,
+    maps: Maps,
+    exclusions: Exclusions,
+    own: OwnChanges,
+    mark: ForkMark,
+    /// A page of the program's descriptor: discarding it is an event, which the reader then reads.
+    bell: Mapping,
+    /// The same for the arena's descriptor, which has no events: touching it is a fault.
+    arena_bell: Mapping,
+    services: Services,
+}
+
+impl Linux {
+    /// Opens the calling process, on a thread of the program (the loader's lock is taken).
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is left behind.
+    pub fn open() -> Result<Self, OpenError> {
+        let userfaultfd = |errno: Errno| OpenError::Userfaultfd {
+            errno: errno.raw_os_error(),
+        };
+        let proc = |path| {
+            move |errno: Errno| OpenError::Proc {
+                path,
+                errno: errno.raw_os_error(),
+            }
+        };
+        let map = |errno: Errno| OpenError::Map {
+            errno: errno.raw_os_error(),
+        };
+        let program = Uffd::open(Features::PROGRAM).map_err(userfaultfd)?;
+        let bell = Mapping::new(PAGE_SIZE).map_err(map)?;
+        bell.not_in_children().map_err(map)?;
+        program.register(bell.range()).map_err(userfaultfd)?;
+        let arena = Uffd::open(Features::ARENA).map_err(userfaultfd)?;
+        let arena_bell = Mapping::new(PAGE_SIZE).map_err(map)?;
+        arena_bell.not_in_children().map_err(map)?;
+        arena.register(arena_bell.range()).map_err(userfaultfd)?;
+        Ok(Self {
+            program,
+            arena,
+            pagemap: Pagemap::open().map_err(proc("/proc/self/pagemap"))?,
+            maps: Maps::open().map_err(proc("/proc/self/maps"))?,
+            exclusions: Exclusions::new()?,
+            own: OwnChanges::new(),
+            mark: ForkMark::new().map_err(map)?,
+            bell,
+            arena_bell,
+            services: Services::start(Services::DEFAULT_THREADS)?,
+        })
+    }
+
+    /// The descriptor of the program's areas.
+    pub fn program(&self) -> &Uffd {
+        &self.program
+    }
+
+    /// The descriptor of the arenas.
+    pub fn arena(&self) -> &Uffd {
+        &self.arena
+    }
+
+    /// Changes of isomem's own that the kernel will report.
+    pub fn own_changes(&self) -> &OwnChanges {
+        &self.own
+    }
+
+    /// What the program's descriptor was granted.
+    pub fn features(&self) -> Features {
+        self.program.features()
+    }
+
+    /// Makes a change that the kernel reports as an event, and lets the reader of events know that it is ours (LNX-3).
+    fn as_own<R>(&self, change: Change, make: impl FnOnce() -> R) -> R {
+        let ticket = self.announce(change);
+        let made = make();
+        self.settle(ticket);
+        made
+    }
+
+    /// Lets the reader of events know that a change is ours. `None` where the kernel does not report it.
+    pub(crate) fn announce(&self, change: Change) -> Option<Ticket> {
+        let features = self.features();
+        let reported = match change {
+            Change::Removed(_) => features.event_remove(),
+            Change::Unmapped(_) => features.event_unmap(),
+            Change::Remapped(..) => features.event_remap(),
+            Change::Forked => features.event_fork(),
+        };
+        while reported {
+            if let Some(ticket) = self.own.announce(change) {
+                return Some(ticket);
+            }
+            // The others whose changes are under way give their places back by themselves.
+            self.pause(10_000);
+        }
+        None
+    }
+
+    /// Says that the change was made, and waits until nothing else can be taken for it any more (OWN-3).
+    pub(crate) fn settle(&self, ticket: Option<Ticket>) {
+        let Some(ticket) = ticket else { return };
+        if self.own.done(ticket) == Settled::Yes {
+            return;
+        }
+        for _ in 0..LOOKS {
+            if !self.own.is_open(ticket) {
+                return;
+            }
+            self.pause(0);
+        }
+        self.nudge();
+    }
+
+    /// Makes the reader of the program's events return from its read, with a [`Msg::Remove`](crate::sys::uffd::Msg) of [`Linux::bell`], or a
+    /// fault there where the kernel has no such event. Blocks until it has read; there must be a reader.
+    pub fn nudge(&self) {
+        let rung = mapping::discard(self.bell.range());
+        debug_assert!(rung.is_ok(), "the bell is isomem's own page");
+        if !self.features().event_remove() {
+            mapping::touch(&self.bell);
+        }
+    }
+
+    /// Makes the reader of the arena's descriptor return from its read, with a fault on [`Linux::arena_bell`]. Blocks until that is served.
+    pub fn nudge_arena(&self) {
+        let emptied = mapping::discard(self.arena_bell.range());
+        debug_assert!(emptied.is_ok(), "the bell is isomem's own page");
+        mapping::touch(&self.arena_bell);
+    }
+
+    /// The page whose fault is a nudge.
+    pub fn arena_bell(&self) -> PageRange {
+        self.arena_bell.range()
+    }
+
+    /// The page whose event is a nudge.
+    pub fn bell(&self) -> PageRange {
+        self.bell.range()
+    }
+
+    /// Drops contents, area by area: the kernel reports each by itself.
+    fn discard_announced(&self, range: PageRange) -> Result<(), Errno> {
+        let mut result = Ok(());
+        self.maps.in_range(range, &mut |vma| {
+            if let (Ok(()), Some(part)) = (result, vma.range.intersect(range)) {
+                result = self.as_own(Change::Removed(part), || mapping::discard(part));
+            }
+        })?;
+        result
+    }
+
+    /// The first page of `range` that the program may not access as wanted.
+    fn refused_at(&self, range: PageRange, wanted: Access) -> Option<VirtAddr> {
+        let mut at = range.start();
+        let mut refused = false;
+        let seen = self.areas(range, &mut |area| {
+            refused |= area.range.start() > at || area.access < Some(wanted);
+            if !refused {
+                at = area.range.end();
+            }
+        });
+        (seen.is_ok() && at < range.end())
+            .then(|| VirtAddr::new(at).ok())
+            .flatten()
+    }
+
+    fn pte_at(&self, page: usize) -> Option<Pte> {
+        let mut pte = None;
+        self.pagemap
+            .scan(PageRange::from_pages(page, 1)?, &mut |run| pte = Some(run.pte))
+            .ok()?;
+        pte
+    }
+
+    fn copy(uffd: &Uffd, from: PageRange, to: PageRange) -> (usize, Option<Errno>) {
+        debug_assert_eq!(from.page_count(), to.page_count());
+        drive(to, Border::NoEntry, |part| {
+            uffd.copy(part, counterpart(part, to, from), Protection::None, Waiters::Wake)
+        })
+    }
+
+    fn relink(uffd: &Uffd, from: PageRange, to: PageRange) -> (usize, Option<Errno>) {
+        debug_assert_eq!(from.page_count(), to.page_count());
+        if !uffd.features().move_() {
+            return (0, Some(Errno::INVAL));
+        }
+        drive(to, Border::Invalid, |part| {
+            uffd.move_(part, counterpart(part, to, from), Waiters::Wake)
+        })
+    }
+}
+
+/// Where in `theirs` the page lies that belongs to the first one of `part`, a part of `ours`.
+fn counterpart(part: PageRange, ours: PageRange, theirs: PageRange) -> usize {
+    theirs.start() + (part.start() - ours.start())
+}
+
+/// What an errno of a move or a copy means, as far as it means the same for all of them.
+fn stop(errno: Errno) -> Stop {
+    match errno {
+        Errno::BUSY => Stop::Busy,
+        Errno::INVAL => Stop::Unlike,
+        Errno::EXIST => Stop::Exists,
+        Errno::AGAIN => Stop::Again,
+        Errno::NOENT => Stop::Gone,
+        other => Stop::Failed(other.raw_os_error()),
+    }
+}
+
+fn moved((pages, errno): (usize, Option<Errno>), stop: impl FnOnce(Errno) -> Stop) -> Moved {
+    Moved {
+        pages,
+        stop: errno.map(stop),
+    }
+}
+
+fn failed(call: &'static str, range: PageRange) -> impl Fn(Errno) -> WorldError {
+    move |errno| WorldError {
+        call,
+        range,
+        errno: errno.raw_os_error(),
+    }
+}
+
+impl World for Linux {
+    type Meta = MetadataHeap;
+    type Thread = OwnThread;
+
+    const FENCED: bool = true;
+
+    fn memory_bytes(&self) -> usize {
+        let info = rustix::system::sysinfo();
+        usize::try_from(info.totalram)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(info.mem_unit as usize)
+    }
+
+    fn is_current(&self) -> bool {
+        self.mark.is_here()
+    }
+
+    fn off_stack<R: Send + 'static>(&self, job: impl FnOnce() -> R + Send + 'static) -> R {
+        self.services.run(job)
+    }
+
+    fn spawn(
+        &self,
+        name: &'static str,
+        stack_bytes: usize,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<OwnThread, WorldError> {
+        let named = move || {
+            set_thread_name(name);
+            body();
+        };
+        OwnThread::spawn(c"isomem", StackSize::bytes(stack_bytes), named).map_err(|error| match error {
+            SpawnError::OutOfMetadata => WorldError {
+                call: "mmap",
+                range: PageRange::ALL,
+                errno: libc::ENOMEM,
+            },
+            SpawnError::Refused { call, errno } => WorldError {
+                call,
+                range: PageRange::ALL,
+                errno,
+            },
+        })
+    }
+
+    fn now_ns(&self) -> u64 {
+        let now = rustix::time::clock_gettime(ClockId::Monotonic);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+
+    fn pause(&self, ns: u64) {
+        if ns == 0 {
+            rustix::thread::sched_yield();
+            return;
+        }
+        let duration = Timespec {
+            tv_sec: (ns / 1_000_000_000) as i64,
+            tv_nsec: (ns % 1_000_000_000) as i64,
+        };
+        let _ = rustix::thread::nanosleep(&duration);
+    }
+
+    fn areas(&self, range: PageRange, each: &mut dyn FnMut(Area)) -> Result<(), WorldError> {
+        self.maps
+            .in_range(range, &mut |vma| self.exclusions.classify(&vma, range, each))
+            .map_err(failed("PROCMAP_QUERY", range))
+    }
+
+    fn scan(&self, range: PageRange, each: &mut dyn FnMut(PteRun)) -> Result<(), WorldError> {
+        self.pagemap.scan(range, each).map_err(failed("PAGEMAP_SCAN", range))
+    }
+
+    fn populate(&self, range: PageRange, access: Access) -> Result<(), PopulateError> {
+        let call = match access {
+            Access::Read => "madvise(MADV_POPULATE_READ)",
+            Access::Write => "madvise(MADV_POPULATE_WRITE)",
+        };
+        let Err(errno) = persist(|| mapping::populate(range, access)) else {
+            return Ok(());
+        };
+        match (errno, self.refused_at(range, access)) {
+            (Errno::NOMEM | Errno::FAULT | Errno::INVAL, Some(addr)) => Err(PopulateError::Refused(addr)),
+            _ => Err(failed(call, range)(errno).into()),
+        }
+    }
+
+    fn track(&self, range: PageRange) -> Result<(), WorldError> {
+        self.program.register(range).map_err(failed("UFFDIO_REGISTER", range))
+    }
+
+    fn untrack(&self, range: PageRange) -> Result<(), WorldError> {
+        self.program
+            .unregister(range)
+            .map_err(failed("UFFDIO_UNREGISTER", range))
+    }
+
+    fn wake(&self, range: PageRange) {
+        let woken = persist(|| self.program.wake(range));
+        debug_assert!(woken.is_ok(), "waking {range} fails only for a bad range");
+    }
+
+    fn fill_zero(&self, range: PageRange) -> Moved {
+        moved(
+            drive(range, Border::NoEntry, |part| {
+                self.program.zeropage(part, Waiters::Wake)
+            }),
+            stop,
+        )
+    }
+
+    fn unmap(&self, range: PageRange) -> Result<(), WorldError> {
+        self.as_own(Change::Unmapped(range), || mapping::unmap(range))
+            .map_err(failed("munmap", range))
+    }
+
+    fn protect(&self, range: PageRange, access: Option<Access>) -> Result<(), WorldError> {
+        mapping::protect(range, access).map_err(failed("mprotect", range))
+    }
+
+    fn discard(&self, range: PageRange) -> Result<(), WorldError> {
+        self.discard_announced(range)
+            .map_err(failed("madvise(MADV_DONTNEED)", range))
+    }
+
+    fn remap(&self, from: PageRange, to: PageRange) -> Result<(), WorldError> {
+        let replaced = || self.as_own(Change::Remapped(from, to), || mapping::remap(from, to));
+        let left = || self.as_own(Change::Unmapped(to), replaced);
+        self.as_own(Change::Unmapped(from), left)
+            .map_err(failed("mremap", from))
+    }
+
+    fn reserve_arena(&self, len_bytes: usize) -> Result<ArenaRange, WorldError> {
+        let no_range = failed("mmap", PageRange::ALL);
+        let arena = Mapping::new_aligned(len_bytes).map_err(no_range)?;
+        let range = arena.range();
+        arena
+            .not_in_children()
+            .map_err(failed("madvise(MADV_DONTFORK)", range))?;
+        self.arena.register(range).map_err(failed("UFFDIO_REGISTER", range))?;
+        Ok(arena.into_range())
+    }
+
+    fn release_arena(&self, arena: ArenaRange) {
+        if self.is_current() {
+            drop(Mapping::from_range(arena));
+        }
+    }
+
+    fn move_out(&self, from: PageRange, to: ArenaRange) -> Moved {
+        moved(Self::relink(&self.arena, from, to), |errno| match errno {
+            // The arena is always there, so it is the source that is missing.
+            Errno::NOENT => Stop::Hole,
+            other => stop(other),
+        })
+    }
+
+    fn move_home(&self, from: ArenaRange, to: PageRange) -> Moved {
+        let (pages, errno) = Self::relink(&self.program, from, to);
+        moved((pages, errno), |errno| match errno {
+            Errno::NOENT if self.pte_at(from.first_page() + pages) == Some(Pte::None) => Stop::Hole,
+            other => stop(other),
+        })
+    }
+
+    fn unshare(&self, range: PageRange) -> Moved {
+        let populate = |range| persist(|| mapping::populate(range, Access::Write));
+        let Err(first) = populate(range) else {
+            return Moved {
+                pages: range.page_count(),
+                stop: None,
+            };
+        };
+        let why = |errno| match errno {
+            Errno::FAULT | Errno::INVAL => Stop::Unlike,
+            Errno::NOMEM if self.refused_at(range, Access::Write).is_some() => Stop::Gone,
+            other => stop(other),
+        };
+        // The call does not tell how far it came; pages one by one do.
+        for pages in 0..range.page_count() {
+            let Some(page) = range.skip(pages).map(|rest| rest.take(1)) else {
+                break;
+            };
+            if let Err(errno) = populate(page) {
+                return Moved {
+                    pages,
+                    stop: Some(why(errno)),
+                };
+            }
+        }
+        // It went through the second time.
+        let _ = first;
+        Moved {
+            pages: range.page_count(),
+            stop: None,
+        }
+    }
+
+    fn write_protect(&self, range: PageRange, on: bool) -> Result<(), WorldError> {
+        let protection = if on { Protection::Write } else { Protection::None };
+        persist(|| self.program.writeprotect(range, protection)).map_err(failed("UFFDIO_WRITEPROTECT", range))
+    }
+
+    fn copy_out(&self, from: PageRange, to: ArenaRange) -> Moved {
+        moved(Self::copy(&self.arena, from, to), stop)
+    }
+
+    fn drop_source(&self, range: PageRange) -> Result<(), WorldError> {
+        self.discard_announced(range)
+            .map_err(failed("madvise(MADV_DONTNEED)", range))
+    }
+
+    fn copy_home(&self, from: ArenaRange, to: PageRange) -> Moved {
+        moved(Self::copy(&self.program, from, to), stop)
+    }
+
+    fn zero_arena(&self, range: ArenaRange) -> Moved {
+        moved(
+            drive(range, Border::NoEntry, |part| self.arena.zeropage(part, Waiters::Wake)),
+            stop,
+        )
+    }
+
+    fn scrub_arena(&self, range: ArenaRange) {
+        let scrubbed = persist(|| mapping::discard(range));
+        debug_assert!(scrubbed.is_ok(), "the arena {range} is isomem's own");
+        if !self.arena.features().poison() {
+            // Undoes what `poison_arena` did.
+            let _ = mapping::protect(range, Some(Access::Write));
+        }
+    }
+
+    fn wake_arena(&self, range: ArenaRange) {
+        let woken = persist(|| self.arena.wake(range));
+        debug_assert!(woken.is_ok(), "waking {range} fails only for a bad range");
+    }
+
+    fn poison_arena(&self, range: ArenaRange) {
+        if self.arena.features().poison() {
+            let _ = drive(range, Border::NoEntry, |part| self.arena.poison(part));
+        } else {
+            let _ = mapping::protect(range, None);
+        }
+        self.wake_arena(range);
+    }
+}
+
+/// Shows `name` (its first 15 bytes) as the name of the calling thread.
+fn set_thread_name(name: &str) {
+    let mut bytes = [0_u8; 16];
+    let len = name.len().min(15);
+    bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
+    if let Ok(name) = core::ffi::CStr::from_bytes_until_nul(&bytes) {
+        let _ = rustix::thread::set_name(name);
+    }
+}
