@@ -4,12 +4,6 @@
 //! borrowed exclusively, for as long as the launch runs. In the kernel it is a handle whose lifetime `'k` ends with the
 //! kernel, so that it cannot be kept.
 //!
-//! | argument | handle | what a worker may do |
-//! |---|---|---|
-//! | `&[T]` | [`Shared`] | read any element |
-//! | `&mut [T]` | [`Part`] | read and write its own part: the slice is split evenly among the workers |
-//! | `&[AtomicU32]`, `&[AtomicU64]` | [`Atomics`] | atomic operations on any element, also against CPU threads |
-//!
 //! # Invariants
 //! - ARG-1: a handle's window is the borrowed slice (or the worker's part of it), with write access only where the borrow permits it.
 //! - ARG-2: the parts of one `&mut` slice are disjoint and cover it.
@@ -28,7 +22,13 @@ mod sealed {
 }
 use sealed::Sealed;
 
-/// Arguments of a launch; see the [module's documentation](self).
+/// Arguments of a launch: borrowed slices, and tuples of up to four of them.
+///
+/// | argument | handle | what a worker may do |
+/// |---|---|---|
+/// | `&[T]` | [`Shared`] | read any element |
+/// | `&mut [T]` | [`Part`] | read and write its own part: the slice is split evenly among the workers |
+/// | `&[AtomicU32]`, `&[AtomicU64]` | [`Atomics`] | atomic operations on any element, also against CPU threads |
 pub trait Args: Sealed {
     /// What the kernel gets for them.
     type Handle<'k>;

@@ -25,7 +25,7 @@ pub type Report = isomem_core::migrate::Report<Meta>;
 pub type Snapshot = isomem_core::mirror::range::Snapshot<Meta>;
 
 /// Why a launch did not happen, or did not end well.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaunchError {
     /// The device did not run the kernel on every worker, or it panicked.

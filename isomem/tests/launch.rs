@@ -610,3 +610,41 @@ fn inv_the_device_sees_protection_and_unmapping_at_once() {
     core::mem::forget(memory);
     close(device, mirror);
 }
+
+#[test]
+fn the_programs_constants_are_read_in_place_and_not_written() {
+    static CONSTANTS: [u64; 1024] = [11; 1024];
+    let (_mm, device, mirror) = open(config(Placement::OnTouch));
+    assert_eq!(sum(&mirror, &CONSTANTS), 11 * 1024);
+    let at = CONSTANTS.as_ptr() as usize;
+    // SAFETY: it is refused.
+    let failed = unsafe { mirror.launch_raw(|worker| worker.poke(at as *mut u64, 1)) };
+    assert!(matches!(failed.unwrap_err().fault(), Some(DeviceFault::ReadOnly { addr }) if addr.get() == at));
+    close(device, mirror);
+}
+
+#[test]
+fn life_6_a_forks_child_is_refused_and_its_parent_goes_on() {
+    let (_mm, device, mirror) = open(config(Placement::OnTouch));
+    let memory = numbered(MIB);
+    let expected = memory.words().iter().sum::<u64>();
+    assert_eq!(sum(&mirror, memory.words()), expected);
+    // SAFETY: the child does nothing but compute and exit; an alarm ends it should it hang.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: as above.
+        unsafe { libc::alarm(10) };
+        let refused = matches!(mirror.launch((), |_, ()| Ok(())), Err(LaunchError::Device(error)) if error.to_string().contains("fork"));
+        let same = memory.words().iter().sum::<u64>() == expected;
+        drop(mirror);
+        drop(device);
+        // SAFETY: as above.
+        unsafe { libc::_exit(if refused && same { 0 } else { 1 }) };
+    }
+    let mut status = 0;
+    // SAFETY: it waits for the child above.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "the child was not refused, saw other data, or hung");
+    assert_eq!(sum(&mirror, memory.words()), expected);
+    close(device, mirror);
+}

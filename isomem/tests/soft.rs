@@ -5,9 +5,14 @@ use std::thread;
 use std::time::Duration;
 
 use isomem::{Access, DeviceFault, Mm, PAGE_SIZE, PageRange, Placement, SoftConfig};
+use isomem_core::addr::BLOCK_SIZE;
 use isomem_core::bus::{AtomicOp, Bus};
+use isomem_core::device::Device;
+use isomem_core::mm::{EntryError, MemoryConfig};
+use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
+use isomem_core::world::{Metadata, World};
 use isomem_linux::{Linux, Window};
-use isomem_soft::{Operand, SoftDevice, SoftMirror, Worker};
+use isomem_soft::{LaunchError, Operand, SoftDevice, SoftMirror, Worker};
 
 fn open(placement: Placement) -> (Mm, SoftDevice<Linux>, SoftMirror<Linux>) {
     let mm = Mm::current().expect("these tests need userfaultfd: run them as root");
@@ -22,21 +27,16 @@ fn open(placement: Placement) -> (Mm, SoftDevice<Linux>, SoftMirror<Linux>) {
     (mm, device, mirror)
 }
 
-/// Pages that stay for ever, so that a kernel which outlives its test by a mistake meets them still.
+/// Pages of a block of their own, so that what one test holds up does not concern another. They stay for ever: a kernel that
+/// outlives its test by a mistake meets them still.
 fn pages(count: usize) -> usize {
+    let len_bytes = count * PAGE_SIZE + 2 * BLOCK_SIZE;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new mapping, at an address of the kernel's choice.
-    let start = unsafe {
-        libc::mmap(
-            core::ptr::null_mut(),
-            count * PAGE_SIZE,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
+    let start = unsafe { libc::mmap(core::ptr::null_mut(), len_bytes, protection, flags, -1, 0) };
     assert_ne!(start, libc::MAP_FAILED);
-    start.expose_provenance()
+    start.expose_provenance().next_multiple_of(BLOCK_SIZE)
 }
 
 fn window(start: usize, len_bytes: usize, access: Access) -> Window {
@@ -164,7 +164,9 @@ fn hold(mirror: &SoftMirror<Linux>, addr: usize, held: &'static AtomicBool, go: 
             }
             world.atomic_u64(&span, 0, AtomicOp::Add(1))
         });
-        assert_eq!(stored, Ok(7));
+        // Should it have failed, nobody is to wait for it.
+        held.store(true, SeqCst);
+        stored.unwrap();
     })
     .unwrap();
 }
@@ -222,7 +224,7 @@ fn a_change_waits_for_a_held_pin_and_the_watchdog_names_the_worker() {
 }
 
 #[test]
-fn soft_4_unregistering_waits_for_nothing_and_later_launches_are_refused_by_type() {
+fn soft_4_pages_outlive_the_mirror_and_come_home_by_touch_or_with_the_device() {
     let (_mm, device, mirror) = open(Placement::OnTouch);
     let start = pages(8);
     launch(&mirror, move |mut worker| {
@@ -295,4 +297,50 @@ fn bad_configurations_are_refused_with_a_reason() {
         })
         .contains("memory")
     );
+}
+
+/// A device whose callbacks try what they must not.
+struct Eager {
+    mirror: std::sync::OnceLock<SoftMirror<Linux>>,
+    refused: AtomicBool,
+}
+
+impl Device for Eager {
+    fn invalidate(&self, _invalidation: &Invalidation, _scope: &CallbackScope<'_>) {
+        let tried = self.mirror.get().map(|mirror| launch(mirror, |_| unreachable!()));
+        self.refused.store(
+            matches!(tried, Some(Err(LaunchError::Entry(EntryError::InCallback)))),
+            SeqCst,
+        );
+    }
+
+    fn try_invalidate(&self, _invalidation: &Invalidation, _scope: &CallbackScope<'_>) -> Answer {
+        Answer::Done
+    }
+
+    fn release(&self) {}
+}
+
+#[test]
+fn inv_7_a_launch_from_inside_a_callback_is_refused_and_does_not_hang() {
+    let (mm, _device, mirror) = open(Placement::OnTouch);
+    let start = pages(1);
+    let eager = Eager {
+        mirror: std::sync::OnceLock::new(),
+        refused: AtomicBool::new(false),
+    };
+    eager.mirror.set(mirror).unwrap();
+    let eager = <Linux as World>::Meta::share(eager).unwrap();
+    let memory = MemoryConfig {
+        name: "eager",
+        capacity_bytes: PAGE_SIZE,
+        mirror_budget_bytes: None,
+    };
+    let handle = mm.core().register(memory).unwrap();
+    let watching = handle.mirror(eager.clone()).unwrap();
+    // SAFETY: nobody uses the page.
+    unsafe { mm.protect(range(start, 1), Some(Access::Read)) }.unwrap();
+    assert!(eager.refused.load(SeqCst));
+    watching.unregister().unwrap();
+    handle.unregister().unwrap();
 }

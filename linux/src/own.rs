@@ -21,7 +21,7 @@
 //!   (waits until that is read)      read the nudge: events come in order, so all of what is done was processed: sweep
 //! ```
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use isomem_core::addr::PageRange;
@@ -58,6 +58,8 @@ enum Place {
 pub struct OwnChanges {
     places: Mutex<[Place; PLACES]>,
     has_reader: AtomicBool,
+    /// Nudges that were begun and not yet heard.
+    nudges: AtomicUsize,
 }
 
 /// An announced change.
@@ -79,6 +81,7 @@ impl OwnChanges {
         Self {
             places: Mutex::new([Place::Free; PLACES]),
             has_reader: AtomicBool::new(false),
+            nudges: AtomicUsize::new(0),
         }
     }
 
@@ -94,6 +97,29 @@ impl OwnChanges {
     /// Nobody reads events any more.
     pub fn reader_gone(&self) {
         self.has_reader.store(false, Ordering::SeqCst);
+    }
+
+    /// Somebody is about to nudge the reader. Says whether there is one; only then the nudge will be heard.
+    ///
+    /// Sequentially consistent, like `is_quiet` after `reader_gone`: either the reader that leaves sees this nudge and
+    /// stays for it, or the nudger sees that it left.
+    pub fn begin_nudge(&self) -> bool {
+        self.nudges.fetch_add(1, Ordering::SeqCst);
+        let has_reader = self.has_reader();
+        if !has_reader {
+            self.nudge_over();
+        }
+        has_reader
+    }
+
+    /// A nudge was heard, or failed.
+    pub fn nudge_over(&self) {
+        self.nudges.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether no nudge is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.nudges.load(Ordering::SeqCst) == 0
     }
 
     /// Whether somebody reads events.

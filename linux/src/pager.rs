@@ -355,10 +355,11 @@ impl<P: Pagee> Pagers<P> {
             shared.serve_arenas()
         })?);
         let shared = pagers.shared.clone();
+        // Before the thread runs: it says itself when it leaves.
+        shared.world().own_changes().reader_started();
         pagers.leader = Some(OwnThread::spawn(c"isomem-pager", StackSize::SYSTEM, move || {
             shared.lead()
         })?);
-        pagers.shared.world().own_changes().reader_started();
         let hooks = Hooks {
             shared: pagers.shared.clone(),
             announced: Mutex::new(None),
@@ -386,14 +387,14 @@ impl<P: Pagee> Pagers<P> {
     /// Stops the leader and the thread of the arenas, which wait in reads, by their bells.
     fn stop(&mut self) {
         let world = self.shared.world();
+        self.shared.stop.store(true, Ordering::Release);
         if let Some(leader) = self.leader.take() {
-            world.own_changes().reader_gone();
-            self.shared.stop.store(true, Ordering::Release);
             world.nudge();
             drop(leader);
         }
+        // Where the leader never started, nobody else says so.
+        world.own_changes().reader_gone();
         if let Some(arenas) = self.arenas.take() {
-            self.shared.stop.store(true, Ordering::Release);
             world.nudge_arena();
             drop(arenas);
         }

@@ -7,8 +7,8 @@
 //!
 //! # Invariants
 //! - SRV-1: a caller gets the result of its own job, or its panic.
-//! - SRV-2: a posted job is taken: who posts sees a thread that is looking, or wakes one that sleeps, or all are busy; and each
-//!   looks again before it sleeps. More jobs than threads queue; more than tickets wait for a ticket.
+//! - SRV-2: a posted job is taken: who posts wakes a thread that sleeps, or all are busy; and each looks again before it sleeps, and
+//!   wakes another when it leaves a job behind. More jobs than threads queue; more than tickets wait for a ticket.
 //! - SRV-3: a thread that stops anywhere (suspended, or waiting for a fault on its own stack) holds up its own job only.
 //!   A signal handler of the program may therefore post a job even if it interrupted its thread in the middle of posting one.
 //!
@@ -22,21 +22,20 @@
 //! caller                                service thread
 //! free -> claimed                       .
 //! job put in; ready                     .
-//! no thread looking? wake one           ready -> taken
-//! spins, then sleeps on the state       moves the closure to its stack, runs it, writes the result
+//! wakes this processor's thread         ready -> taken
+//! yields, then sleeps on the state      moves the closure to its stack, runs it, writes the result
 //! .                                     state = done; wake
-//! ticket free again                     spins for the next job, then sleeps
+//! ticket free again                     looks for the next job, then sleeps
 //! ```
 //!
 //! Linux: workqueues (kernel/workqueue.c), with the caller waiting as in `flush_work`.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use allocator_api2::vec::Vec;
 use isomem_core::world::Metadata;
-use rustix::thread::futex;
+use rustix::thread::{CpuSet, futex, sched_getaffinity, sched_getcpu, sched_setaffinity, sched_yield};
 
 use crate::sys::job::{Job, lend};
 use crate::sys::metadata::{MetaArc, MetadataHeap};
@@ -45,10 +44,10 @@ use crate::sys::thread::{OwnThread, SpawnError, StackSize, is_own_thread};
 #[cfg(test)]
 mod tests;
 
-/// How long either side spins for the other before it sleeps: several times what a short job takes.
-const SPIN: Duration = Duration::from_micros(20);
-/// Looks at the awaited word between two looks at the clock.
-const LOOKS_PER_CLOCK: u32 = 32;
+/// How often a caller offers its processor to others before it sleeps. The service thread of the same processor takes the first offer.
+const OFFERS: u32 = 64;
+/// Service threads at most.
+const THREADS_MAX: usize = 8;
 /// Jobs posted at a time: one for each bit of a word.
 const TICKETS: usize = 64;
 
@@ -65,29 +64,33 @@ pub struct Services {
 }
 
 impl Services {
-    /// How many threads serve by default: a long job must not hold up short ones.
-    pub const DEFAULT_THREADS: usize = 2;
+    /// How many threads serve by default: one a processor, at least two, so that a long job does not hold up short ones.
+    pub fn default_threads() -> usize {
+        std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, THREADS_MAX))
+    }
 
-    /// Starts `thread_count` threads, at least one.
+    /// Starts `thread_count` threads, at least one. Where there are as many processors, each is bound to one.
     ///
     /// # Errors
     /// [`SpawnError`]; nothing is left behind.
     pub fn start(thread_count: usize) -> Result<Self, SpawnError> {
-        let spin = match std::thread::available_parallelism() {
-            Ok(cpus) if cpus.get() > 1 => SPIN,
-            _ => Duration::ZERO,
-        };
-        let board = MetadataHeap::share(Board::new(spin)).map_err(|_| SpawnError::OutOfMetadata)?;
+        let count = thread_count.clamp(1, THREADS_MAX);
+        let board = MetadataHeap::share(Board::new(count)).map_err(|_| SpawnError::OutOfMetadata)?;
         let mut threads = Vec::new_in(MetadataHeap);
         threads
-            .try_reserve_exact(thread_count.max(1))
+            .try_reserve_exact(count)
             .map_err(|_| SpawnError::OutOfMetadata)?;
         // From here on an early return stops the threads that did start.
         let mut services = Self { board, threads };
-        for _ in 0..thread_count.max(1) {
+        for seat in 0..count {
             let board = services.board.clone();
-            let thread = OwnThread::spawn(c"isomem-service", StackSize::SYSTEM, move || board.serve())?;
-            services.threads.push(thread);
+            let serve = move || {
+                bind_to_processor(seat, count);
+                board.serve(seat);
+            };
+            services
+                .threads
+                .push(OwnThread::spawn(c"isomem-service", StackSize::SYSTEM, serve)?);
         }
         Ok(services)
     }
@@ -109,7 +112,20 @@ impl Services {
 impl Drop for Services {
     fn drop(&mut self) {
         self.board.stop.store(true, Ordering::SeqCst);
-        self.board.posted.notify(u32::MAX);
+        for seat in &self.board.seats {
+            seat.notify(1);
+        }
+    }
+}
+
+/// Binds the calling thread to processor `seat` if the process may use just the processors below `count`.
+fn bind_to_processor(seat: usize, count: usize) {
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    if allowed.count() as usize == count && allowed.is_set(seat) {
+        let mut only = CpuSet::new();
+        only.set(seat);
+        // A thread that is not bound serves as well, only slower.
+        let _ = sched_setaffinity(None, &only);
     }
 }
 
@@ -140,9 +156,14 @@ impl Ticket {
         }
     }
 
-    fn wait(&self, spin: Duration) {
-        if spin_until(spin, || self.state.load(Ordering::Acquire) == DONE) {
-            return;
+    fn wait(&self) {
+        // Offering the processor instead of spinning keeps the other processors out of it: no thread has to be woken across processors, and
+        // moving pages has no other processor's translations to flush.
+        for _ in 0..OFFERS {
+            if self.state.load(Ordering::Acquire) == DONE {
+                return;
+            }
+            sched_yield();
         }
         let _ = self
             .state
@@ -174,11 +195,14 @@ impl Event {
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn notify(&self, most: u32) {
-        if self.sleepers.load(Ordering::SeqCst) != 0 {
+    /// Wakes up to `most` sleepers; false where there is none.
+    fn notify(&self, most: u32) -> bool {
+        let sleeping = self.sleepers.load(Ordering::SeqCst) != 0;
+        if sleeping {
             self.count.fetch_add(1, Ordering::SeqCst);
-            let _ = futex::wake(&self.count, futex::Flags::PRIVATE, most.min(i32::MAX as u32));
+            let _ = futex::wake(&self.count, futex::Flags::PRIVATE, most);
         }
+        sleeping
     }
 }
 
@@ -191,29 +215,24 @@ struct Board {
     ready: AtomicU64,
     /// The ticket that is looked at first, so that none is passed over for ever.
     first: AtomicU32,
-    /// Threads that are awake and will look at `ready` before they sleep or run a job.
-    looking: AtomicU32,
-    /// One of them spins.
-    spinning: AtomicBool,
     stop: AtomicBool,
-    posted: Event,
     freed: Event,
-    spin: Duration,
+    /// What each service thread sleeps on.
+    seats: [Event; THREADS_MAX],
+    seat_count: usize,
     tickets: [Ticket; TICKETS],
 }
 
 impl Board {
-    fn new(spin: Duration) -> Self {
+    fn new(seat_count: usize) -> Self {
         Self {
             free: AtomicU64::new(u64::MAX),
             ready: AtomicU64::new(0),
             first: AtomicU32::new(0),
-            looking: AtomicU32::new(0),
-            spinning: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            posted: Event::default(),
             freed: Event::default(),
-            spin,
+            seats: core::array::from_fn(|_| Event::default()),
+            seat_count,
             tickets: core::array::from_fn(|_| Ticket {
                 state: AtomicU32::new(PENDING),
                 job: Mutex::new(None),
@@ -228,16 +247,20 @@ impl Board {
         ticket.exchange(Some(job));
         // The bit publishes the ticket; pairs with the exchange in `take`.
         self.ready.fetch_or(1 << index, Ordering::SeqCst);
-        // A thread that is looking will see the bit, and wakes another if it leaves a job behind (SRV-2).
-        if self.looking.load(Ordering::SeqCst) != 0 {
-            ticket.wait(self.spin);
-        } else {
-            self.posted.notify(1);
-            // Waking takes longer than a spin, and is fastest when the woken thread finds this CPU idle.
-            ticket.wait(Duration::ZERO);
-        }
+        self.wake_one();
+        ticket.wait();
         self.free.fetch_or(1 << index, Ordering::SeqCst);
         self.freed.notify(1);
+    }
+
+    /// Wakes a service thread if one sleeps, rather that of this processor.
+    fn wake_one(&self) {
+        let here = sched_getcpu();
+        for next in 0..self.seat_count {
+            if self.seats[(here + next) % self.seat_count].notify(1) {
+                return;
+            }
+        }
     }
 
     /// Waits for a free ticket, and takes it.
@@ -277,64 +300,21 @@ impl Board {
     }
 
     /// The life of a service thread.
-    fn serve(&self) {
-        self.looking.fetch_add(1, Ordering::SeqCst);
+    fn serve(&self, seat: usize) {
         loop {
-            let taken = self.take().or_else(|| self.take_spinning());
-            self.looking.fetch_sub(1, Ordering::SeqCst);
-            match taken {
+            match self.take() {
                 Some(ticket) => {
                     if self.ready.load(Ordering::SeqCst) != 0 {
-                        // Posted while this thread was seen looking: it cannot serve both.
-                        self.posted.notify(1);
+                        // Posted while this thread was woken for another job: it cannot serve both.
+                        self.wake_one();
                     }
                     ticket.run();
-                    // First this, then the news: a caller that posts again at once need not wake anybody.
-                    self.looking.fetch_add(1, Ordering::SeqCst);
                     ticket.tell();
                 }
                 None if self.stop.load(Ordering::SeqCst) => return,
-                None => {
-                    self.posted
-                        .sleep_unless(|| self.ready.load(Ordering::SeqCst) != 0 || self.stop.load(Ordering::SeqCst));
-                    self.looking.fetch_add(1, Ordering::SeqCst);
-                }
+                None => self.seats[seat]
+                    .sleep_unless(|| self.ready.load(Ordering::SeqCst) != 0 || self.stop.load(Ordering::SeqCst)),
             }
-        }
-    }
-
-    /// Spins for a job, unless another thread does.
-    fn take_spinning(&self) -> Option<&Ticket> {
-        if self.spin.is_zero() || self.spinning.swap(true, Ordering::Relaxed) {
-            return None;
-        }
-        let mut taken = None;
-        spin_until(self.spin, || {
-            if self.ready.load(Ordering::Relaxed) != 0 {
-                taken = self.take();
-            }
-            taken.is_some()
-        });
-        self.spinning.store(false, Ordering::Relaxed);
-        taken
-    }
-}
-
-/// Asks `done` again and again for about `spin`; says what it said last.
-fn spin_until(spin: Duration, mut done: impl FnMut() -> bool) -> bool {
-    if spin.is_zero() {
-        return done();
-    }
-    let start = Instant::now();
-    loop {
-        for _ in 0..LOOKS_PER_CLOCK {
-            if done() {
-                return true;
-            }
-            core::hint::spin_loop();
-        }
-        if start.elapsed() >= spin {
-            return false;
         }
     }
 }

@@ -126,7 +126,7 @@ impl Linux {
             mark: ForkMark::new().map_err(map)?,
             bell,
             arena_bell,
-            services: Services::start(Services::DEFAULT_THREADS)?,
+            services: Services::start(Services::default_threads())?,
         })
     }
 
@@ -167,14 +167,16 @@ impl Linux {
             Change::Remapped(..) => features.event_remap(),
             Change::Forked => features.event_fork(),
         };
-        while reported {
+        if !reported {
+            return None;
+        }
+        loop {
             if let Some(ticket) = self.own.announce(change) {
                 return Some(ticket);
             }
             // The others whose changes are under way give their places back by themselves.
             self.pause(10_000);
         }
-        None
     }
 
     /// Says that the change was made, and waits until nothing else can be taken for it any more (OWN-3).
@@ -193,12 +195,16 @@ impl Linux {
     }
 
     /// Makes the reader of the program's events return from its read, with a [`Msg::Remove`](crate::sys::uffd::Msg) of [`Linux::bell`], or a
-    /// fault there where the kernel has no such event. Blocks until it has read; there must be a reader.
+    /// fault there where the kernel has no such event. Blocks until it has read; does nothing where there is no reader.
     pub fn nudge(&self) {
+        if !self.own.begin_nudge() {
+            return;
+        }
         let rung = mapping::discard(self.bell.range());
-        debug_assert!(rung.is_ok(), "the bell is isomem's own page");
         if !self.features().event_remove() {
             mapping::touch(&self.bell);
+        } else if rung.is_err() {
+            self.own.nudge_over();
         }
     }
 

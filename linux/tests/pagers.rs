@@ -129,8 +129,9 @@ impl Pagee for Simple {
 
     fn arena_fault(&self, addr: VirtAddr) -> Served {
         let index = addr.page().first_page() - self.0.arena.first_page();
+        let mut away = self.0.away.lock().unwrap();
         self.0.world.move_out(self.home_page(index), self.arena_page(index));
-        self.0.away.lock().unwrap()[index] = true;
+        away[index] = true;
         self.0.world.wake_arena(addr.page());
         Served::Done
     }

@@ -73,7 +73,11 @@ impl<W: World> Mm<W> {
         let mm = self.clone();
         self.off_stack(move || {
             let _target = mm.notifier.invalidate(to, Cause::Unmap, None)?;
-            mm.change_here(from, Cause::Unmap, move |world| world.remap(from, to))
+            // What is replaced comes home too, to go with its mapping: left on a device, it would pass for what moves in.
+            mm.change_here(from, Cause::Unmap, |world| {
+                mm.bring_home(to)?;
+                Ok(world.remap(from, to)?)
+            })
         })
     }
 
@@ -85,20 +89,20 @@ impl<W: World> Mm<W> {
     ) -> Result<(), ChangeError> {
         self.check_entry()?;
         let mm = self.clone();
-        self.off_stack(move || mm.change_here(range, cause, call))
+        self.off_stack(move || mm.change_here(range, cause, |world| Ok(call(world)?)))
     }
 
     fn change_here(
         &self,
         range: PageRange,
         cause: Cause,
-        call: impl FnOnce(&W) -> Result<(), WorldError>,
+        call: impl FnOnce(&W) -> Result<(), ChangeError>,
     ) -> Result<(), ChangeError> {
         // Devices first: once the guard is there no access is in flight and no entry can come back.
         let guard = self.notifier.invalidate(range, cause, None)?;
         // No page leaves home from here on; what is away comes back, because the call works on what is at home.
         self.gate.close();
-        let result = self.bring_and_call(range, call);
+        let result = self.bring_home(range).and_then(|()| call(self.world()));
         self.gate.open();
         if result.is_ok() {
             guard.commit();
@@ -106,18 +110,11 @@ impl<W: World> Mm<W> {
         result
     }
 
-    fn bring_and_call(
-        &self,
-        range: PageRange,
-        call: impl FnOnce(&W) -> Result<(), WorldError>,
-    ) -> Result<(), ChangeError> {
-        let report = self.home_range(range, None, Why::Request);
-        if report.skipped > 0 {
-            return Err(ChangeError::Stuck {
-                range,
-                pages: report.skipped,
-            });
+    /// All of `range`, or an error: what stays away would be lost.
+    fn bring_home(&self, range: PageRange) -> Result<(), ChangeError> {
+        match self.home_range(range, None, Why::Request).skipped {
+            0 => Ok(()),
+            pages => Err(ChangeError::Stuck { range, pages }),
         }
-        Ok(call(self.world())?)
     }
 }

@@ -98,7 +98,7 @@ pub(crate) struct Common<W: Bus> {
     pub(crate) mm: Mm<W>,
     pub(crate) config: SoftConfig,
     pub(crate) slot: JobSlot<Job<W>>,
-    pub(crate) queue: FaultQueue<W::Meta>,
+    pub(crate) queue: FaultQueue,
     pub(crate) counters: Counters,
     /// Mirrors made so far: numbers them.
     pub(crate) mirrors: AtomicU64,
@@ -137,6 +137,11 @@ pub(crate) struct Engine<W: Bus> {
 
 impl<W: Bus> Drop for Engine<W> {
     fn drop(&mut self) {
+        if !self.common.mm.world().is_current() {
+            // In a fork's child the threads are not there to be joined, and one of them may have held the slot's lock.
+            core::mem::forget(core::mem::replace(&mut self.threads, Vec::new_in(W::Meta::default())));
+            return;
+        }
         self.common.slot.stop();
         self.threads.clear();
     }
@@ -147,7 +152,7 @@ impl<W: Bus> Engine<W> {
         let workers = config.workers;
         let common = W::Meta::share(Common {
             slot: JobSlot::new(workers),
-            queue: FaultQueue::new(workers)?,
+            queue: FaultQueue::new(),
             counters: Counters::default(),
             failed: AtomicBool::new(false),
             mirrors: AtomicU64::new(0),

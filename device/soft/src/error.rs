@@ -91,7 +91,7 @@ impl DeviceFault {
 }
 
 /// Why a launch did not happen, or did not end well.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaunchError {
     /// See [`EntryError`]. Nothing ran.
@@ -105,7 +105,7 @@ pub enum LaunchError {
     Released,
     /// The kernel panicked on a worker; the others ran to their end.
     #[error("the kernel panicked on worker {}: {}", .0.worker(), .0.message())]
-    Panicked(PanicNote),
+    Panicked(Box<PanicNote>),
 }
 
 /// The first panic of a launch. It holds its text itself: it lies in memory that is never mirrored.
@@ -118,7 +118,10 @@ pub struct PanicNote {
 
 impl PanicNote {
     pub(crate) fn new(worker: usize, message: &str) -> Self {
-        let len = message.floor_char_boundary_at(NOTE_BYTES);
+        let len = (0..=NOTE_BYTES.min(message.len()))
+            .rev()
+            .find(|&at| message.is_char_boundary(at))
+            .unwrap_or(0);
         let mut text = [0; NOTE_BYTES];
         text[..len].copy_from_slice(&message.as_bytes()[..len]);
         Self { worker, len, text }
@@ -144,15 +147,5 @@ impl fmt::Debug for PanicNote {
     }
 }
 
-trait CharBoundary {
-    fn floor_char_boundary_at(&self, most: usize) -> usize;
-}
-
-impl CharBoundary for str {
-    fn floor_char_boundary_at(&self, most: usize) -> usize {
-        (0..=most.min(self.len()))
-            .rev()
-            .find(|&at| self.is_char_boundary(at))
-            .unwrap_or(0)
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -60,8 +60,8 @@ impl<J: Clone> JobSlot<J> {
         }
     }
 
-    /// Has every worker run `job`, after the jobs that came earlier, and waits until all have (JOB-1).
-    pub(crate) fn run(&self, job: J) -> Result<(), PanicNote> {
+    /// Has every worker run `job`, after the jobs that came earlier, and waits until all have (JOB-1). Tells the first panic.
+    pub(crate) fn run(&self, job: J) -> Option<PanicNote> {
         let mut state = self.state.lock();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
@@ -81,7 +81,7 @@ impl<J: Clone> JobSlot<J> {
         drop(state);
         self.progress.notify_all();
         drop(job);
-        panic.map_or(Ok(()), Err)
+        panic
     }
 
     /// The next job for a worker that has run those up to number `seen`; `None` when the device stops. Waits.

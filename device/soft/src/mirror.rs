@@ -158,10 +158,8 @@ impl<W: Bus> SoftMirror<W> {
         }
         let common = &self.engine.common;
         common.counters.launches.fetch_add(1, Ordering::Relaxed);
-        common
-            .slot
-            .run(Job::new(kernel, state.clone()))
-            .map_err(LaunchError::Panicked)
+        let panic = common.slot.run(Job::new(kernel, state.clone()));
+        panic.map_or(Ok(()), |note| Err(LaunchError::Panicked(Box::new(note))))
     }
 
     /// Workers that run a launch.

@@ -10,43 +10,39 @@
 //! # Locking
 //! `entries` only, a leaf; a service runs without it.
 
-use allocator_api2::vec::Vec;
 use isomem_core::addr::BlockId;
-use isomem_core::world::{Metadata, OutOfMetadata};
 
+use crate::device::MAX_WORKERS;
 use crate::sync::{Condvar, Mutex};
 
 /// What is being serviced: a block, by the mirror's number.
 type Key = (u64, BlockId);
 
 /// See the [module's documentation](self).
-pub(crate) struct FaultQueue<M: Metadata> {
+pub(crate) struct FaultQueue {
     /// One for each worker.
-    entries: Mutex<Vec<Option<Key>, M>>,
+    entries: Mutex<[Option<Key>; MAX_WORKERS]>,
     serviced: Condvar,
 }
 
 /// What a worker that missed is to do.
-pub(crate) enum Turn<'q, M: Metadata> {
+pub(crate) enum Turn<'q> {
     /// Service the miss; the entry lives as long as this does.
-    Service(Entry<'q, M>),
+    Service(Entry<'q>),
     /// Another's service of the block has just ended: try the access again.
     Merged,
 }
 
-impl<M: Metadata> FaultQueue<M> {
-    pub(crate) fn new(workers: usize) -> Result<Self, OutOfMetadata> {
-        let mut entries = Vec::new_in(M::default());
-        entries.try_reserve_exact(workers).map_err(|_| OutOfMetadata)?;
-        entries.resize(workers, None);
-        Ok(Self {
-            entries: Mutex::new(entries),
+impl FaultQueue {
+    pub(crate) const fn new() -> Self {
+        Self {
+            entries: Mutex::new([None; MAX_WORKERS]),
             serviced: Condvar::new(),
-        })
+        }
     }
 
     /// Queues the miss of `worker` on `block` of mirror `mirror`. May wait for another worker's service of that block.
-    pub(crate) fn enter(&self, worker: usize, mirror: u64, block: BlockId) -> Turn<'_, M> {
+    pub(crate) fn enter(&self, worker: usize, mirror: u64, block: BlockId) -> Turn<'_> {
         let key = (mirror, block);
         let mut entries = self.entries.lock();
         let mut waited = false;
@@ -63,14 +59,17 @@ impl<M: Metadata> FaultQueue<M> {
 }
 
 /// A miss in service.
-pub(crate) struct Entry<'q, M: Metadata> {
-    queue: &'q FaultQueue<M>,
+pub(crate) struct Entry<'q> {
+    queue: &'q FaultQueue,
     worker: usize,
 }
 
-impl<M: Metadata> Drop for Entry<'_, M> {
+impl Drop for Entry<'_> {
     fn drop(&mut self) {
         self.queue.entries.lock()[self.worker] = None;
         self.queue.serviced.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,8 +19,6 @@ const READ_ON_NS: u64 = 20_000;
 struct Inbox {
     messages: [Msg; KEPT],
     len: usize,
-    /// The bell was heard since the last look.
-    rung: bool,
 }
 
 impl Inbox {
@@ -28,7 +26,6 @@ impl Inbox {
         Self {
             messages: [const { Msg::Other(0) }; KEPT],
             len: 0,
-            rung: false,
         }
     }
 
@@ -46,8 +43,7 @@ impl<P: Pagee> Shared<P> {
     /// The life of the leader.
     pub(super) fn lead(&self) {
         let mut inbox = Inbox::new();
-        // Who stops us waits until the bell is read, so it is not enough to see the flag.
-        while !(core::mem::take(&mut inbox.rung) && self.stop.load(Ordering::Acquire)) {
+        while !self.stop.load(Ordering::Acquire) {
             match self.world().program().read(inbox.room()) {
                 Ok(read) => inbox.len += read,
                 Err(_) => {
@@ -57,10 +53,25 @@ impl<P: Pagee> Shared<P> {
                 }
             }
             count(&self.counts.batches);
-            self.process_events(&mut inbox);
-            self.process_faults(&mut inbox);
-            self.world().own_changes().sweep();
+            self.process(&mut inbox);
         }
+        self.leave(&mut inbox);
+    }
+
+    /// Stays until everybody who nudges was heard, among them who stops us.
+    fn leave(&self, inbox: &mut Inbox) {
+        let own = self.world().own_changes();
+        own.reader_gone();
+        while !own.is_quiet() {
+            self.read_on(inbox);
+            self.process(inbox);
+        }
+    }
+
+    fn process(&self, inbox: &mut Inbox) {
+        self.process_events(inbox);
+        self.process_faults(inbox);
+        self.world().own_changes().sweep();
     }
 
     /// Processes the events in the inbox, and those that arrive meanwhile, in order (PGR-1).
@@ -70,8 +81,10 @@ impl<P: Pagee> Shared<P> {
             match inbox.take(index) {
                 fault @ Msg::Fault { .. } => inbox.messages[index] = fault,
                 Msg::Remove(range) if range == self.world().bell() => {
-                    inbox.rung = self.world().features().event_remove();
                     self.world().own_changes().sweep();
+                    if self.world().features().event_remove() {
+                        self.world().own_changes().nudge_over();
+                    }
                 }
                 Msg::Remove(range) => self.changed(Change::Removed(range), LateEvent::Removed(range), inbox),
                 Msg::Unmap(range) => self.changed(Change::Unmapped(range), LateEvent::Unmapped(range), inbox),
@@ -137,7 +150,7 @@ impl<P: Pagee> Shared<P> {
             count(&self.counts.faults);
             if self.world().bell().contains(fault.addr.get()) {
                 self.world().fill_zero(self.world().bell());
-                inbox.rung = true;
+                self.world().own_changes().nudge_over();
             } else if self.is_marked(fault) {
                 self.serve(fault);
             } else if mine.is_none() {

@@ -8,7 +8,7 @@ use crate::sys::thread::is_own_thread;
 
 #[test]
 fn srv_1_a_job_runs_on_a_thread_of_isomems_own() {
-    let services = Services::start(Services::DEFAULT_THREADS).unwrap();
+    let services = Services::start(Services::default_threads()).unwrap();
     assert!(!is_own_thread());
     assert!(services.run(is_own_thread));
     let text = String::from("moved there");
@@ -123,7 +123,7 @@ fn threads_stop_when_the_services_are_dropped() {
 #[ignore = "measures; asserts nothing"]
 fn latency_of_an_empty_job() {
     const COLD: Duration = Duration::from_micros(200);
-    let services = Services::start(Services::DEFAULT_THREADS).unwrap();
+    let services = Services::start(Services::default_threads()).unwrap();
     let pauses: [(&str, usize, fn()); 3] = [
         ("hot", 200_000, || ()),
         ("after a sleep", 3000, || std::thread::sleep(COLD)),

@@ -3,7 +3,8 @@
 //! PROCMAP_QUERY (Linux 6.11) where there is one; else the text of /proc/self/maps, parsed byte by byte.
 //!
 //! # Invariants
-//! - MAPS-1: the areas come in address order and do not overlap.
+//! - MAPS-1: the areas come in address order and do not overlap, also when they are joined with their neighbours while they are reported: then
+//!   the second begins where the first ended.
 //! - MAPS-2: nothing is allocated: buffers are on the stack.
 //!
 //! # Locking
@@ -67,6 +68,17 @@ impl Vma {
     pub fn is_private_anonymous(&self) -> bool {
         !self.shared && !self.file && !matches!(self.name, Name::Special | Name::Path)
     }
+
+    /// Without what was reported before (MAPS-1), up to the address `reported`.
+    fn after(mut self, reported: Option<usize>) -> Self {
+        if let Some(start) = reported
+            && start > self.range.start()
+            && let Ok(rest) = PageRange::new(start, self.range.end() - start)
+        {
+            self.range = rest;
+        }
+        self
+    }
 }
 
 /// The areas of the process that opened it.
@@ -103,8 +115,9 @@ impl Maps {
         while at < range.end() {
             match self.query(at) {
                 Ok(Some(vma)) if vma.range.start() < range.end() => {
+                    let reported = (at > range.start()).then_some(at);
                     at = vma.range.end();
-                    each(vma);
+                    each(vma.after(reported));
                 }
                 Ok(_) => break,
                 Err(Errno::NOTTY | Errno::INVAL) if at == range.start() => {
@@ -147,6 +160,7 @@ impl Maps {
         let mut text = [0_u8; TEXT_BYTES];
         let mut line = Line::default();
         let mut offset = 0;
+        let mut reported = None;
         loop {
             let mut read = || rustix::io::pread(&self.fd, &mut text[..], offset);
             let got = match inject::check(Site::MapsRead).and_then(|()| read()) {
@@ -162,8 +176,9 @@ impl Maps {
                 if vma.range.start() >= range.end() {
                     return Ok(());
                 }
-                if vma.range.overlaps(range) {
-                    each(vma);
+                if vma.range.overlaps(range) && Some(vma.range.end()) > reported {
+                    each(vma.after(reported));
+                    reported = Some(vma.range.end());
                 }
             }
         }
