@@ -84,7 +84,7 @@ pub(crate) fn run(
     mirror: &isomem_soft::SoftMirror<isomem_linux::Linux>,
     kernel: &Kernel<'_>,
 ) -> Result<(), isomem_soft::LaunchError> {
-    // SAFETY: `launch` returns only when no worker uses the kernel any more and the device has forgotten it (JOB-1 of isomem-soft), and
+    // SAFETY: `launch` returns only when no worker uses the kernel any more and the device has forgotten it (LNC-1 of isomem-soft), and
     // `kernel` outlives this call.
     let kernel = unsafe { core::mem::transmute::<&Kernel<'_>, &'static Kernel<'static>>(kernel) };
     mirror.launch(kernel)

@@ -409,7 +409,7 @@ fn read_only_and_forbidden_memory_refuse_with_the_address() {
 }
 
 #[test]
-fn a_slices_end_is_an_error_and_not_the_neighbours_memory() {
+fn arg_1_a_slices_end_is_an_error_and_not_the_neighbours_memory() {
     let (_mm, device, mirror) = open(config(Placement::InPlace));
     let data = [1u32, 2, 3, 4];
     let failed = mirror.launch(&data[..2], |worker, data: Shared<'_, u32>| data.get(worker, 2));
@@ -490,7 +490,7 @@ fn a_launch_from_inside_a_kernel_is_refused_and_does_not_hang() {
 }
 
 #[test]
-fn launches_of_several_threads_take_turns() {
+fn lnc_3_launches_of_several_threads_take_turns() {
     let (_mm, device, mirror) = open(config(Placement::OnTouch));
     let memory = numbered(MIB);
     let expected = memory.words().iter().sum::<u64>();

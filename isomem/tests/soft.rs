@@ -57,7 +57,7 @@ fn launch(
 }
 
 #[test]
-fn soft_1_a_window_is_the_end_of_what_a_kernel_reaches() {
+fn bus_1_a_window_is_the_end_of_what_a_kernel_reaches() {
     let (_mm, _device, mirror) = open(Placement::OnTouch);
     let start = pages(2);
     launch(&mirror, move |mut worker| {
@@ -88,7 +88,7 @@ fn soft_1_a_window_is_the_end_of_what_a_kernel_reaches() {
 }
 
 #[test]
-fn spans_across_pages_and_blocks_are_stitched() {
+fn bus_2_spans_across_pages_and_blocks_are_stitched() {
     let (_mm, _device, mirror) = open(Placement::OnTouch);
     const PAGES: usize = 1030;
     let start = pages(PAGES);
@@ -110,7 +110,7 @@ fn spans_across_pages_and_blocks_are_stitched() {
 }
 
 #[test]
-fn several_operands_are_pinned_at_once() {
+fn soft_1_several_operands_are_pinned_at_once() {
     for placement in [Placement::OnTouch, Placement::InPlace] {
         let (_mm, _device, mirror) = open(placement);
         let (from, to) = (pages(4), pages(4));
@@ -178,7 +178,7 @@ fn wait_for(flag: &AtomicBool) {
 }
 
 #[test]
-fn a_migration_leaves_a_held_pin_to_the_mmu_and_no_write_is_lost() {
+fn lbus_2_a_migration_leaves_a_held_pin_to_the_mmu_and_no_write_is_lost() {
     static HELD: AtomicBool = AtomicBool::new(false);
     static GO: AtomicBool = AtomicBool::new(false);
     let (mm, _device, mirror) = open(Placement::OnTouch);
@@ -198,7 +198,7 @@ fn a_migration_leaves_a_held_pin_to_the_mmu_and_no_write_is_lost() {
 }
 
 #[test]
-fn a_change_waits_for_a_held_pin_and_the_watchdog_names_the_worker() {
+fn soft_4_a_change_waits_for_a_held_pin_and_the_watchdog_names_the_worker() {
     static HELD: AtomicBool = AtomicBool::new(false);
     static GO: AtomicBool = AtomicBool::new(false);
     static CHANGED: AtomicBool = AtomicBool::new(false);
@@ -224,7 +224,7 @@ fn a_change_waits_for_a_held_pin_and_the_watchdog_names_the_worker() {
 }
 
 #[test]
-fn soft_4_pages_outlive_the_mirror_and_come_home_by_touch_or_with_the_device() {
+fn soft_3_pages_outlive_the_mirror_and_come_home_by_touch_or_with_the_device() {
     let (_mm, device, mirror) = open(Placement::OnTouch);
     let start = pages(8);
     launch(&mirror, move |mut worker| {
@@ -241,7 +241,7 @@ fn soft_4_pages_outlive_the_mirror_and_come_home_by_touch_or_with_the_device() {
 }
 
 #[test]
-fn misses_of_two_workers_on_one_block_are_serviced_once() {
+fn soft_2_misses_of_two_workers_on_one_block_are_serviced_once() {
     let (mm, _device, mirror) = open(Placement::InPlace);
     let before = mm.stats().device_faults_merged;
     for _ in 0..200 {

@@ -44,7 +44,7 @@ impl Device {
     fn new() -> Arc<Self> {
         let table = Table::new().unwrap();
         table
-            .set(page(0), Entry::new(DeviceAddr(8 << 12), Flags::WRITE))
+            .model_set(page(0), Entry::new(DeviceAddr(8 << 12), Flags::WRITE))
             .unwrap();
         Arc::new(Self {
             table,

@@ -48,7 +48,7 @@ fn found(table: &ModelTable, page: usize) -> Option<DeviceAddr> {
 /// A table whose block 0 is one leaf, at device page 512.
 fn big() -> Arc<ModelTable> {
     let table = table();
-    table.set(pages(0, BLOCK_PAGES), entry(BLOCK_PAGES)).unwrap();
+    table.model_set(pages(0, BLOCK_PAGES), entry(BLOCK_PAGES)).unwrap();
     table
 }
 
@@ -74,9 +74,9 @@ fn tbl_1_lookup_finds_what_was_set_or_nothing() {
     look_during(
         table,
         |table| {
-            table.set(pages(0, 2), entry(8)).unwrap();
+            table.model_set(pages(0, 2), entry(8)).unwrap();
             zap(table, pages(0, 1));
-            table.set(pages(0, 1), entry(30)).unwrap();
+            table.model_set(pages(0, 1), entry(30)).unwrap();
         },
         |table| {
             let seen = found(table, 0);
@@ -128,7 +128,7 @@ fn dpt_4_erasing_and_protecting_take_no_memory() {
     const GIB_PAGES: usize = BLOCK_PAGES * BLOCK_PAGES;
     check(|| {
         let table = big();
-        table.set(pages(GIB_PAGES, GIB_PAGES), entry(GIB_PAGES)).unwrap();
+        table.model_set(pages(GIB_PAGES, GIB_PAGES), entry(GIB_PAGES)).unwrap();
         ModelHeap::fail_after(0);
         table.protect(pages(0, 1));
         zap(&table, pages(1, 1));
@@ -147,10 +147,10 @@ fn dpt_4_erasing_and_protecting_take_no_memory() {
 fn tbl_2_a_big_leaf_set_beside_a_small_one_hides_nothing() {
     check(|| {
         let table = table();
-        table.set(pages(0, 1), entry(3)).unwrap();
+        table.model_set(pages(0, 1), entry(3)).unwrap();
         let other = table.clone();
-        let setter = thread::spawn(move || other.set(pages(0, BLOCK_PAGES), entry(BLOCK_PAGES)).unwrap());
-        table.set(pages(1, 1), entry(77)).unwrap();
+        let setter = thread::spawn(move || other.model_set(pages(0, BLOCK_PAGES), entry(BLOCK_PAGES)).unwrap());
+        table.model_set(pages(1, 1), entry(77)).unwrap();
         setter.join().unwrap();
         assert_eq!(found(&table, 0), Some(entry(BLOCK_PAGES).addr()));
         zap(&table, PageRange::ALL);

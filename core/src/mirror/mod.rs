@@ -164,6 +164,8 @@ impl<W: World> DeviceHandle<W> {
             return Err(Busy { mirrors, handle: self });
         }
         if self.mm.check_entry().is_ok() {
+            // A mirror that ended inside a callback no longer counts, but the callback may still run.
+            self.mm.notifier.finish_deferred();
             let (mm, memory) = (self.mm.clone(), self.memory.clone());
             self.mm.off_stack(move || {
                 mm.home_range(PageRange::ALL, Some(memory.id), Why::Request);
@@ -379,6 +381,7 @@ impl<W: World, D: Device> Mirror<W, D> {
         if !self.state.mm.world().is_current() {
             // A fork's child: the threads that callbacks run on are not here, so there is nothing to wait for (LIFE-6).
             core::mem::forget(subscription);
+            self.state.memory.mirrors.fetch_sub(1, Ordering::AcqRel);
             return Ok(());
         }
         self.state.memory.unlisten(&self.subscriber);

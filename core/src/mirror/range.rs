@@ -7,6 +7,8 @@
 //!
 //! Linux: hmm_range_fault, mm/hmm.c.
 
+use std::time::Duration;
+
 use allocator_api2::vec::Vec;
 
 use crate::addr::{BlockId, PAGE_SIZE, PageMask, PageRange, PageSpan, VirtAddr};
@@ -17,7 +19,7 @@ use crate::mirror::table::{Entry, Flags};
 use crate::mirror::{Mirror, MirrorState};
 use crate::mm::EntryError;
 use crate::mm::block::arena_pages;
-use crate::notifier::ReadError;
+use crate::notifier::{ReadError, Reader};
 use crate::stats::add;
 use crate::world::{Access, Area, Metadata, OutOfMetadata, PopulateError, Pte, World, WorldError};
 
@@ -211,31 +213,49 @@ impl<W: World, D: Device> MirrorState<W, D> {
 
     /// Enters pages of one block.
     fn enter(&self, range: PageRange, access: Access, around: Around) -> Result<Faulted, FaultError> {
-        let span = range.spans().next().expect("a range is not empty");
         let wanted = around.wanted(range);
-        let mut reader = self.mm.notifier.read(range);
+        if around != Around::All {
+            // What lies around is taken along if nothing is in its way; an invalidation of a neighbour is none of this miss's business (INV-5).
+            let mut wide = self.mm.notifier.read(range).time_limit(Duration::ZERO);
+            if let Ok(Some(faulted)) = self.attempt(&mut wide, range, access, around) {
+                return Ok(faulted);
+            }
+        }
+        let mut reader = self.mm.notifier.read(wanted);
         loop {
-            if self.is_released() {
-                return Err(FaultError::Released);
+            if let Some(faulted) = self.attempt(&mut reader, wanted, access, Around::All)? {
+                return Ok(Faulted { retries: reader.attempts() - 1, ..faulted });
             }
-            self.bring_near(wanted);
-            let read = reader.begin()?;
-            match self.look_once(span, around, access) {
-                Err(Missed::Moving) => {}
-                Err(Missed::Error(error)) if !read.is_stale() => return Err(error),
-                Err(Missed::Error(_)) => {}
-                Ok(seen) => {
-                    let update = self.lock_update();
-                    if !read.is_stale() && !self.is_released() {
-                        let entered = self.set_entries(&seen, access);
-                        drop(update);
-                        drop(read);
-                        return finish(seen, entered?, reader.attempts() - 1);
-                    }
-                }
-            }
-            drop(read);
             add(&self.mm.counters.retries, 1);
+        }
+    }
+
+    /// One read of `range`. `None` where it went stale, or a page was on its way somewhere.
+    fn attempt(
+        &self,
+        reader: &mut Reader<'_, W::Meta>,
+        range: PageRange,
+        access: Access,
+        around: Around,
+    ) -> Result<Option<Faulted>, FaultError> {
+        if self.is_released() {
+            return Err(FaultError::Released);
+        }
+        self.bring_near(around.wanted(range));
+        let read = reader.begin()?;
+        let span = range.spans().next().expect("a range is not empty");
+        match self.look_once(span, around, access) {
+            Err(Missed::Error(error)) if !read.is_stale() => Err(error),
+            Err(Missed::Moving | Missed::Error(_)) => Ok(None),
+            Ok(seen) => {
+                let update = self.lock_update();
+                if read.is_stale() || self.is_released() {
+                    return Ok(None);
+                }
+                let entered = self.set_entries(&seen, access);
+                drop(update);
+                finish(seen, entered?).map(Some)
+            }
         }
     }
 
@@ -559,11 +579,8 @@ impl From<WorldError> for Missed {
     }
 }
 
-fn finish(seen: Seen, entered: Faulted, retries: u32) -> Result<Faulted, FaultError> {
-    match seen.failure {
-        Some(error) => Err(error),
-        None => Ok(Faulted { retries, ..entered }),
-    }
+fn finish(seen: Seen, entered: Faulted) -> Result<Faulted, FaultError> {
+    seen.failure.map_or(Ok(entered), Err)
 }
 
 /// What a snapshot says of a page.

@@ -103,6 +103,11 @@ impl<M: Metadata> Entry<M> {
         self.windows.fetch_or(DYING, Ordering::AcqRel);
     }
 
+    fn is_dying(&self) -> bool {
+        // Relaxed: nothing is read on its account; `finish` looks for itself.
+        self.windows.load(Ordering::Relaxed) & DYING != 0
+    }
+
     fn is_idle(&self) -> bool {
         // Acquire: partner of the Release in `Window::drop`.
         self.windows.load(Ordering::Acquire) & !DYING == 0
@@ -313,6 +318,22 @@ impl<M: Metadata> Notifier<M> {
             let _ = self.inner.finish(entry);
         }
         Ok(())
+    }
+
+    /// Finishes what was deferred (LIFE-8): waits until no callback of a subscription that is ending runs, and until it is released.
+    ///
+    /// Does nothing where it would wait for its own caller.
+    pub fn finish_deferred(&self) {
+        let list = self.inner.state.lock().list.clone();
+        let entries = list.as_deref().map_or(&[][..], |list| &list.entries[..]);
+        let mut finished = false;
+        for entry in entries.iter().filter(|entry| entry.is_dying() && !entry.is_released()) {
+            finished |= self.inner.finish(entry).is_ok();
+        }
+        if finished {
+            // Without memory for a new list the dead entries stay, empty, until the next change.
+            let _ = self.inner.relist(None);
+        }
     }
 }
 

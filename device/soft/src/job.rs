@@ -1,10 +1,10 @@
 //! The one job slot: a launch puts a job in, every worker runs it once, the launcher waits for all of them.
 //!
 //! # Invariants
-//! - JOB-1: when [`JobSlot::run`] returns, no worker uses the job any more and the slot does not hold it. A launcher may therefore
+//! - LNC-1: when [`JobSlot::run`] returns, no worker uses the job any more and the slot does not hold it. A launcher may therefore
 //!   lend the job what lives on its own stack.
-//! - JOB-2: each worker runs each job exactly once.
-//! - JOB-3: launches are run in the order in which they came.
+//! - LNC-2: each worker runs each job exactly once.
+//! - LNC-3: launches are run in the order in which they came.
 //!
 //! # Locking
 //! `state` only, a leaf; a job is run without it. The slot lies in memory that is never mirrored, so who waits here cannot fault.
@@ -60,7 +60,7 @@ impl<J: Clone> JobSlot<J> {
         }
     }
 
-    /// Has every worker run `job`, after the jobs that came earlier, and waits until all have (JOB-1). Tells the first panic.
+    /// Has every worker run `job`, after the jobs that came earlier, and waits until all have (LNC-1). Tells the first panic.
     pub(crate) fn run(&self, job: J) -> Option<PanicNote> {
         let mut state = self.state.lock();
         let ticket = state.next_ticket;

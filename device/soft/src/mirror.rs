@@ -138,7 +138,7 @@ impl<W: Bus> SoftMirror<W> {
         })
     }
 
-    /// Runs `kernel` once on every worker and waits for all of them (JOB-1: when this returns, with whatever result, no worker uses the kernel
+    /// Runs `kernel` once on every worker and waits for all of them (LNC-1: when this returns, with whatever result, no worker uses the kernel
     /// any more and the device has forgotten it). Launches of several threads run one after another.
     ///
     /// Not from inside a kernel or a callback. The caller must hold no lock that a kernel or the serving of a CPU fault needs.

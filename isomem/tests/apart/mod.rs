@@ -166,7 +166,11 @@ impl Mapped {
 
     #[track_caller]
     pub fn check(&self) {
-        let wrong = self.words().iter().enumerate().find(|(index, word)| **word != number(*index));
+        let wrong = self
+            .words()
+            .iter()
+            .enumerate()
+            .find(|(index, word)| **word != number(*index));
         assert_eq!(wrong, None, "a word has changed");
     }
 }
@@ -203,6 +207,12 @@ pub fn pages_on_device(mirror: &Mirror, range: PageRange) -> usize {
     runs.map(|(run, _)| run.page_count()).sum()
 }
 
-pub fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
+/// Threads of the process. One that was joined is listed for a moment longer, so this waits a little for more than `expected` to go.
+pub fn threads(expected: usize) -> usize {
+    let count = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let began = Instant::now();
+    while count() > expected && began.elapsed() < Duration::from_secs(2) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    count()
 }

@@ -112,13 +112,23 @@ impl<M: Metadata> Table<M> {
     ///
     /// # Errors
     /// No memory for a directory: pages before it keep what they got.
-    pub fn set(&self, range: PageRange, first: Entry) -> Result<(), OutOfMetadata> {
+    pub(crate) fn set(&self, range: PageRange, first: Entry) -> Result<(), OutOfMetadata> {
         debug_assert!(first.is_valid());
         parts(range).try_for_each(|(index, pages)| {
             let top = self.tops[index].get_or_try_init(|| M::share(Top::<M>::new()))?;
             let first = first.forward(pages.start - range.first_page());
             finish(top.set(pages, first, Above::TOP))
         })
+    }
+
+    /// [`Table::set`] for the model checker. In a normal build only the core sets entries: a forged one would be an address that nobody vouched
+    /// for.
+    ///
+    /// # Errors
+    /// See [`Table::set`].
+    #[cfg(feature = "loom")]
+    pub fn model_set(&self, range: PageRange, first: Entry) -> Result<(), OutOfMetadata> {
+        self.set(range, first)
     }
 
     /// Erases the entries of `range`, and reports them in runs of equal flags. Allocates nothing.

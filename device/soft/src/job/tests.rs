@@ -23,7 +23,7 @@ fn start(slot: &Arc<JobSlot<Work>>, workers: usize) -> Vec<thread::JoinHandle<()
 }
 
 #[test]
-fn job_1_after_run_nobody_holds_the_job() {
+fn lnc_1_after_run_nobody_holds_the_job() {
     let slot = Arc::new(JobSlot::new(3));
     let threads = start(&slot, 3);
     for _ in 0..200 {
@@ -36,7 +36,7 @@ fn job_1_after_run_nobody_holds_the_job() {
 }
 
 #[test]
-fn job_2_each_worker_runs_each_job_once_also_with_many_launchers() {
+fn lnc_2_each_worker_runs_each_job_once_also_with_many_launchers() {
     let slot = Arc::new(JobSlot::new(4));
     let threads = start(&slot, 4);
     thread::scope(|scope| {
