@@ -146,11 +146,16 @@ fn long_chains_and_broad_levels_are_searched() {
 #[test]
 fn a_device_with_less_memory_than_the_data_evicts() {
     let files = Files::new();
-    let text = files.put("text", some_text(1_500_000, 50_000));
-    let object = run_json("wordcount", &text, &["--device-memory", "4M"]);
+    let evicted = |object: &serde_json::Value| object["stats"]["pages_home_by_eviction"].as_u64().expect("a number");
+    let text = files.put("text", some_text(800_000, 3000));
+    let object = run_json("wordcount", &text, &["--device-memory", "4M", "--words", c_rule()]);
     assert_eq!(object["result"]["words"], wc(&text, "C"));
     assert_eq!(object["stats"]["device_memory_bytes"], 4 << 20);
-    assert!(object["stats"]["pages_home_by_eviction"].as_u64().expect("a number") > 0);
+    assert!(evicted(&object) > 0);
+    let mut random = Random(9);
+    let numbers: String = (0..400_000).map(|_| format!("{}\n", random.next())).collect();
+    let object = run_json("sort", &files.put("numbers", numbers), &["--device-memory", "4M"]);
+    assert!(evicted(&object) > 0);
 }
 
 #[test]

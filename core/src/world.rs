@@ -173,6 +173,10 @@ pub trait World: Send + Sync + Sized + 'static {
         body: impl FnOnce() + Send + 'static,
     ) -> Result<Self::Thread, WorldError>;
 
+    /// Whether pages may migrate that nobody asked for, because they lie beside one that was. Not where the kernel's own accesses to a
+    /// migrated page fail: it may lie beside memory that the kernel writes on behalf of a thread.
+    fn takes_neighbours(&self) -> bool;
+
     /// Nanoseconds since some moment in the past.
     fn now_ns(&self) -> u64;
 

@@ -347,18 +347,18 @@ impl<P: Pagee> Pagers<P> {
             pagers
                 .helpers
                 .push(OwnThread::spawn(c"isomem-helper", StackSize::SYSTEM, move || {
-                    shared.help()
+                    shared.help();
                 })?);
         }
         let shared = pagers.shared.clone();
         pagers.arenas = Some(OwnThread::spawn(c"isomem-arena", StackSize::SYSTEM, move || {
-            shared.serve_arenas()
+            shared.serve_arenas();
         })?);
         let shared = pagers.shared.clone();
         // Before the thread runs: it says itself when it leaves.
         shared.world().own_changes().reader_started();
         pagers.leader = Some(OwnThread::spawn(c"isomem-pager", StackSize::SYSTEM, move || {
-            shared.lead()
+            shared.lead();
         })?);
         let hooks = Hooks {
             shared: pagers.shared.clone(),

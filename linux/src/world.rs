@@ -16,6 +16,7 @@
 //!
 //! Linux: mm/userfaultfd.c (move_pages), mm/madvise.c.
 
+mod announce;
 pub(crate) mod drive;
 
 use isomem_core::addr::{PAGE_SIZE, PageRange, VirtAddr};
@@ -26,7 +27,7 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec};
 
 use crate::areas::Exclusions;
-use crate::own::{Change, OwnChanges, Settled, Ticket};
+use crate::own::{Change, OwnChanges};
 use crate::service::Services;
 use crate::sys::mapping::{self, ForkMark, Mapping};
 use crate::sys::maps::Maps;
@@ -35,9 +36,6 @@ use crate::sys::pagemap::Pagemap;
 use crate::sys::thread::{OwnThread, SpawnError, StackSize};
 use crate::sys::uffd::{Features, Protection, Uffd, Waiters};
 use drive::{Border, drive, persist};
-
-/// Looks at an own change's state, with a yield between, before the reader of events is nudged.
-const LOOKS: usize = 16;
 
 /// Why the process could not be opened as a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -108,25 +106,32 @@ impl Linux {
         let map = |errno: Errno| OpenError::Map {
             errno: errno.raw_os_error(),
         };
-        let program = Uffd::open(Features::PROGRAM).map_err(userfaultfd)?;
+        // Dropped in the opposite order: unmapping the bell while its descriptor is open would wait for a reader.
         let bell = Mapping::new(PAGE_SIZE).map_err(map)?;
+        let program = Uffd::open(Features::PROGRAM).map_err(userfaultfd)?;
         bell.not_in_children().map_err(map)?;
         program.register(bell.range()).map_err(userfaultfd)?;
         let arena = Uffd::open(Features::ARENA).map_err(userfaultfd)?;
         let arena_bell = Mapping::new(PAGE_SIZE).map_err(map)?;
         arena_bell.not_in_children().map_err(map)?;
         arena.register(arena_bell.range()).map_err(userfaultfd)?;
+        let pagemap = Pagemap::open().map_err(proc("/proc/self/pagemap"))?;
+        let maps = Maps::open().map_err(proc("/proc/self/maps"))?;
+        let exclusions = Exclusions::new()?;
+        let mark = ForkMark::new().map_err(map)?;
+        let services = Services::start(Services::default_threads())?;
+        let own = OwnChanges::new();
         Ok(Self {
             program,
             arena,
-            pagemap: Pagemap::open().map_err(proc("/proc/self/pagemap"))?,
-            maps: Maps::open().map_err(proc("/proc/self/maps"))?,
-            exclusions: Exclusions::new()?,
-            own: OwnChanges::new(),
-            mark: ForkMark::new().map_err(map)?,
+            pagemap,
+            maps,
+            exclusions,
+            own,
+            mark,
             bell,
             arena_bell,
-            services: Services::start(Services::default_threads())?,
+            services,
         })
     }
 
@@ -148,92 +153,6 @@ impl Linux {
     /// What the program's descriptor was granted.
     pub fn features(&self) -> Features {
         self.program.features()
-    }
-
-    /// Makes a change that the kernel reports as an event, and lets the reader of events know that it is ours (LNX-3).
-    fn as_own<R>(&self, change: Change, make: impl FnOnce() -> R) -> R {
-        let ticket = self.announce(change);
-        let made = make();
-        self.settle(ticket);
-        made
-    }
-
-    /// Lets the reader of events know that a change is ours. `None` where the kernel does not report it.
-    pub(crate) fn announce(&self, change: Change) -> Option<Ticket> {
-        let features = self.features();
-        let reported = match change {
-            Change::Removed(_) => features.event_remove(),
-            Change::Unmapped(_) => features.event_unmap(),
-            Change::Remapped(..) => features.event_remap(),
-            Change::Forked => features.event_fork(),
-        };
-        if !reported {
-            return None;
-        }
-        loop {
-            if let Some(ticket) = self.own.announce(change) {
-                return Some(ticket);
-            }
-            // The others whose changes are under way give their places back by themselves.
-            self.pause(10_000);
-        }
-    }
-
-    /// Says that the change was made, and waits until nothing else can be taken for it any more (OWN-3).
-    pub(crate) fn settle(&self, ticket: Option<Ticket>) {
-        let Some(ticket) = ticket else { return };
-        if self.own.done(ticket) == Settled::Yes {
-            return;
-        }
-        for _ in 0..LOOKS {
-            if !self.own.is_open(ticket) {
-                return;
-            }
-            self.pause(0);
-        }
-        self.nudge();
-    }
-
-    /// Makes the reader of the program's events return from its read, with a [`Msg::Remove`](crate::sys::uffd::Msg) of [`Linux::bell`], or a
-    /// fault there where the kernel has no such event. Blocks until it has read; does nothing where there is no reader.
-    pub fn nudge(&self) {
-        if !self.own.begin_nudge() {
-            return;
-        }
-        let rung = mapping::discard(self.bell.range());
-        if !self.features().event_remove() {
-            mapping::touch(&self.bell);
-        } else if rung.is_err() {
-            self.own.nudge_over();
-        }
-    }
-
-    /// Makes the reader of the arena's descriptor return from its read, with a fault on [`Linux::arena_bell`]. Blocks until that is served.
-    pub fn nudge_arena(&self) {
-        let emptied = mapping::discard(self.arena_bell.range());
-        debug_assert!(emptied.is_ok(), "the bell is isomem's own page");
-        mapping::touch(&self.arena_bell);
-    }
-
-    /// The page whose fault is a nudge.
-    pub fn arena_bell(&self) -> PageRange {
-        self.arena_bell.range()
-    }
-
-    /// The page whose event is a nudge.
-    pub fn bell(&self) -> PageRange {
-        self.bell.range()
-    }
-
-    /// Drops contents, area by area: the kernel reports each by itself.
-    fn discard_announced(&self, range: PageRange) -> Result<(), Errno> {
-        let mut result = Ok(());
-        self.maps.in_range(range, &mut |vma| {
-            if let (Ok(()), Some(part)) = (result, vma.range.intersect(range)) {
-                result = self.as_own(Change::Removed(part), || mapping::discard(part));
-            }
-        })?;
-        result
     }
 
     /// The first page of `range` that the program may not access as wanted.
@@ -354,6 +273,11 @@ impl World for Linux {
         })
     }
 
+    fn takes_neighbours(&self) -> bool {
+        // With user-mode faults only, the kernel kills a thread whose rseq area (in its thread-local storage) is away.
+        !self.features().user_mode_only()
+    }
+
     fn now_ns(&self) -> u64 {
         let now = rustix::time::clock_gettime(ClockId::Monotonic);
         now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
@@ -458,9 +382,9 @@ impl World for Linux {
     }
 
     fn move_out(&self, from: PageRange, to: ArenaRange) -> Moved {
-        moved(Self::relink(&self.arena, from, to), |errno| match errno {
-            // The arena is always there, so it is the source that is missing.
-            Errno::NOENT => Stop::Hole,
+        let (pages, errno) = Self::relink(&self.arena, from, to);
+        moved((pages, errno), |errno| match errno {
+            Errno::NOENT if self.pte_at(from.first_page() + pages) == Some(Pte::None) => Stop::Hole,
             other => stop(other),
         })
     }
@@ -532,8 +456,8 @@ impl World for Linux {
     }
 
     fn scrub_arena(&self, range: ArenaRange) {
-        let scrubbed = persist(|| mapping::discard(range));
-        debug_assert!(scrubbed.is_ok(), "the arena {range} is isomem's own");
+        // What stays is of no value; who wants the place finds it taken, and tries again to drop it.
+        let _ = persist(|| mapping::discard(range));
         if !self.arena.features().poison() {
             // Undoes what `poison_arena` did.
             let _ = mapping::protect(range, Some(Access::Write));

@@ -139,7 +139,7 @@ fn a_hole_and_an_occupied_destination_stop_a_move() {
         moved(0, Some(Stop::Exists))
     );
     world.untrack(program.range).unwrap();
-    mapping::unmap(program.part(0, 1)).unwrap();
+    mapping::unmap(program.give_up(0, 1)).unwrap();
     assert_eq!(
         world.move_home(arena.take(1), program.part(0, 1)),
         moved(0, Some(Stop::Gone))
@@ -297,7 +297,7 @@ fn populate_names_the_page_that_refuses() {
     let world = world();
     world.protect(program.part(2, 1), Some(Access::Read)).unwrap();
     world.protect(program.part(5, 1), None).unwrap();
-    mapping::unmap(program.part(7, 1)).unwrap();
+    mapping::unmap(program.give_up(7, 1)).unwrap();
     let refused = |first: usize, count: usize, access| match world.populate(program.part(first, count), access) {
         Err(PopulateError::Refused(addr)) => Some((addr.get() - program.range.start()) / 4096),
         Err(PopulateError::World(error)) => panic!("{error}"),

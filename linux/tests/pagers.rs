@@ -300,8 +300,8 @@ fn own_changes_are_not_late_and_the_programs_are() {
     let removed = |first, count| LateEvent::Removed(program.part(first, count));
     assert_eq!(simple.wait_for_late(2), [removed(0, 2), removed(4, 1)]);
     assert_eq!(pagers.stats().own_events, 2);
-    world.unmap(program.part(7, 1)).unwrap();
-    mapping::unmap(program.part(6, 1)).unwrap();
+    world.unmap(program.give_up(7, 1)).unwrap();
+    mapping::unmap(program.give_up(6, 1)).unwrap();
     assert_eq!(simple.wait_for_late(3)[2..], [LateEvent::Unmapped(program.part(6, 1))]);
 }
 
@@ -335,12 +335,15 @@ fn pgr_1_pages_follow_a_mapping_that_moves() {
     };
     assert_eq!(simple.wait_for_late(2), [remapped, LateEvent::Unmapped(program.range)]);
     assert_eq!(simple.0.holes.load(Ordering::SeqCst), 0);
-    // Back again through the world: announced.
-    let from = target.range;
-    simple.0.world.remap(from, program.range).unwrap();
+    // Onwards through the world: announced.
+    program.give_up(0, 16);
+    let last = Program::map(16);
+    simple.0.world.remap(target.range, last.range).unwrap();
+    target.give_up(0, 16);
     assert_eq!(simple.late().len(), 2, "{:?} {:?}", simple.late(), pagers.stats());
-    program.check();
-    core::mem::forget(target);
+    last.check();
+    drop(pagers);
+    drop(simple);
 }
 
 #[test]

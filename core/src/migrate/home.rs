@@ -23,8 +23,10 @@ pub(crate) enum Why {
 
 /// Blocks that share one invalidation.
 const BATCH: usize = 64;
-/// Attempts at a page while the address space keeps changing.
+/// Attempts at a page while the address space keeps changing: until the reader of the world's events comes round.
 const ATTEMPTS: usize = 64;
+/// The same for who is not waited for by that reader: some seconds. Giving up would fail a change or an announced fork.
+const PATIENT_ATTEMPTS: usize = 50_000;
 
 /// Pages of one block on their way home.
 pub(crate) struct Homeward<'a, W: World> {
@@ -93,10 +95,10 @@ impl<W: World> MmState<W> {
         let mut arrived = Arrived::default();
         let discarded = self.drop_discarded(homeward);
         for run in homeward.pages.without(discarded).runs() {
-            self.carry_run(homeward, run, &mut arrived);
+            self.carry_run(homeward, run, why, &mut arrived);
         }
         arrived.discarded = discarded;
-        self.settle_home(homeward, &arrived);
+        self.settle_home(homeward, &mut arrived);
         let count = arrived.pages.count();
         let counter = match why {
             Why::Fault => &self.counters.pages_home_by_fault,
@@ -122,7 +124,11 @@ impl<W: World> MmState<W> {
         discarded
     }
 
-    fn carry_run(&self, homeward: &Homeward<'_, W>, mut run: Range<usize>, arrived: &mut Arrived) {
+    fn carry_run(&self, homeward: &Homeward<'_, W>, mut run: Range<usize>, why: Why, arrived: &mut Arrived) {
+        let most = match why {
+            Why::Fault => ATTEMPTS,
+            Why::Eviction | Why::Request => PATIENT_ATTEMPTS,
+        };
         let mut attempts = 0;
         while !run.is_empty() {
             let from = arena_pages(homeward.base_page, run.clone());
@@ -144,7 +150,7 @@ impl<W: World> MmState<W> {
             run.start = end;
             attempts = if done.pages > 0 { 0 } else { attempts + 1 };
             match done.stop {
-                Some(Stop::Again) if attempts < ATTEMPTS => self.world().pause(1_000),
+                Some(Stop::Again) if attempts < most => self.world().pause(1_000),
                 Some(Stop::Unlike) if done.pages > 0 => {}
                 Some(stop) if done.pages == 0 => {
                     // This page stays; the others may still come.
@@ -160,16 +166,33 @@ impl<W: World> MmState<W> {
         }
     }
 
-    fn settle_home(&self, homeward: &Homeward<'_, W>, arrived: &Arrived) {
+    fn settle_home(&self, homeward: &Homeward<'_, W>, arrived: &mut Arrived) {
         if arrived.copied > 0 {
             // The arena's copies go before the pages settle: a later transit must find the slots empty.
             for run in arrived.pages.runs() {
                 self.world().scrub_arena(arena_pages(homeward.base_page, run));
             }
         }
-        let gone = arrived.pages.or(arrived.discarded);
         let memory = self.memory(homeward.device);
         let mut state = homeward.block.lock();
+        loop {
+            // Discarded on the way and not arrived, as where the program mapped and touched something new at their place.
+            let void = state
+                .dropped
+                .and(homeward.pages)
+                .without(arrived.pages)
+                .without(arrived.discarded);
+            if void.is_empty() {
+                break;
+            }
+            arrived.discarded = arrived.discarded.or(void);
+            drop(state);
+            for run in void.runs() {
+                self.world().scrub_arena(arena_pages(homeward.base_page, run));
+            }
+            state = homeward.block.lock();
+        }
+        let gone = arrived.pages.or(arrived.discarded);
         let residency = state
             .on_mut(homeward.device)
             .expect("a residency with pages in transit stays");
@@ -301,8 +324,7 @@ impl<W: World> MmState<W> {
 
     /// Settles pages that did not travel.
     pub(crate) fn give_up(&self, homeward: &Homeward<'_, W>) {
-        let waiting = homeward.block.settle(&mut homeward.block.lock(), homeward.pages);
-        self.wake_settled(homeward.block, waiting, None);
+        self.settle_home(homeward, &mut Arrived::default());
     }
 
     /// Remembers that a stale access may still reach the chunk: it must not get another owner until an invalidation found the device quiet.

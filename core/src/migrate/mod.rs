@@ -53,6 +53,8 @@ pub enum SkipReason {
     NoDeviceMemory,
     /// Too many devices hold pages of this 2 MiB block.
     TooManyDevices,
+    /// The device failed.
+    DeviceFailed,
     /// The address space changed meanwhile.
     Changed,
     /// A system call failed with this errno; the page is intact.
@@ -70,6 +72,7 @@ impl core::fmt::Display for SkipReason {
             Self::InTransit => f.write_str("in another migration"),
             Self::NoDeviceMemory => f.write_str("device memory is full and nothing can be evicted"),
             Self::TooManyDevices => f.write_str("too many devices hold pages of this block"),
+            Self::DeviceFailed => f.write_str("the device failed"),
             Self::Changed => f.write_str("the address space changed meanwhile"),
             Self::Failed(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(*errno)),
         }

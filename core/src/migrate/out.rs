@@ -107,7 +107,13 @@ impl<W: World> MmState<W> {
             reserved,
         };
         let pass = self.gate.pass();
-        let collected = self.collect(sender, range, &mut batch, report);
+        // Looked at with the pass in hand: a device that fails waits for passes, and then for nothing any more.
+        let collected = if Self::takes_pages(sender.memory) {
+            self.collect(sender, range, &mut batch, report)
+        } else {
+            report.skip(range, SkipReason::DeviceFailed);
+            Ok(())
+        };
         if batch.used > 0 {
             self.carry_out(sender, &mut batch, report);
         }
@@ -198,10 +204,10 @@ impl<W: World> MmState<W> {
             return Ok(());
         }
         // Whole blocks are tracked, as far as the area goes, so that neighbouring migrations do not split it further.
-        let tracked = wanted
-            .round_to_blocks()
-            .intersect(area.range)
-            .expect("wanted lies in both");
+        let tracked = match wanted.round_to_blocks().intersect(area.range) {
+            Some(blocks) if self.world().takes_neighbours() => blocks,
+            _ => wanted,
+        };
         self.world().track(tracked)?;
         for span in wanted.spans() {
             self.collect_span(sender, span, batch, report)?;
@@ -379,11 +385,17 @@ impl<W: World> MmState<W> {
     }
 
     fn zero_run(&self, outward: &mut Outward<'_, W>, mut run: Range<usize>, report: &mut Report<W::Meta>) {
+        let mut cleared = None;
         while !run.is_empty() {
             let done = self.world().zero_arena(arena_pages(outward.base_page, run.clone()));
             outward.zeroed = outward.zeroed.or(PageMask::of(run.start, run.start + done.pages));
             run.start += done.pages;
-            if let Some(stop) = done.stop {
+            if done.stop == Some(Stop::Exists) && cleared != Some(run.start) {
+                // As in `move_run`.
+                cleared = Some(run.start);
+                self.world()
+                    .scrub_arena(arena_pages(outward.base_page, run.start..run.start + 1));
+            } else if let Some(stop) = done.stop {
                 outward.fail(report, run.start, crate::migrate::home::skip_reason(Some(stop)));
                 run.start += 1;
             }
@@ -392,7 +404,7 @@ impl<W: World> MmState<W> {
 
     fn move_run(&self, outward: &mut Outward<'_, W>, mut run: Range<usize>, report: &mut Report<W::Meta>) {
         let mut attempts = 0;
-        let mut unshared = None;
+        let (mut unshared, mut cleared) = (None, None);
         while !run.is_empty() {
             let from = outward.block.id.pages(run.clone());
             let done = self.world().move_out(from, arena_pages(outward.base_page, run.clone()));
@@ -417,6 +429,12 @@ impl<W: World> MmState<W> {
                     self.unshare(outward, page)
                 }
                 Some(Stop::Busy) => Err(SkipReason::Pinned),
+                // Left there when it could not be dropped; a slot in transit holds nothing of value.
+                Some(Stop::Exists) if cleared != Some(page) => {
+                    cleared = Some(page);
+                    self.world().scrub_arena(arena_pages(outward.base_page, page..page + 1));
+                    Ok(0)
+                }
                 Some(Stop::Unlike) => {
                     self.copy_run(outward, run.clone(), report);
                     Ok(run.len())
@@ -501,15 +519,21 @@ impl<W: World> MmState<W> {
 
     fn settle_out(&self, sender: &Sender<'_, W>, outward: &Outward<'_, W>, report: &mut Report<W::Meta>) {
         let arrived = outward.moved.or(outward.zeroed);
+        let mut stays = arrived;
         let mut state = outward.block.lock();
-        let dropped = state.dropped.and(arrived);
-        drop(state);
-        // What was discarded on the way is dropped here, where nobody can have written to it.
-        for run in dropped.runs() {
-            self.world().scrub_arena(arena_pages(outward.base_page, run));
+        loop {
+            // What was discarded on the way is dropped here, where nobody can have written to it.
+            let dropped = state.dropped.and(stays);
+            if dropped.is_empty() {
+                break;
+            }
+            stays = stays.without(dropped);
+            drop(state);
+            for run in dropped.runs() {
+                self.world().scrub_arena(arena_pages(outward.base_page, run));
+            }
+            state = outward.block.lock();
         }
-        let stays = arrived.without(dropped);
-        state = outward.block.lock();
         state.dropped = state.dropped.without(outward.pages);
         let residency = state
             .on_mut(sender.memory.id)

@@ -189,6 +189,9 @@ impl<W: World> DeviceHandle<W> {
         }
         let (mm, memory) = (self.mm.clone(), self.memory.clone());
         self.mm.off_stack(move || {
+            // Who was on the way when the flag was raised arrives; who comes later sees it.
+            mm.gate.close();
+            mm.gate.open();
             let mut index = 0;
             while let Some(listener) = memory.listener(index) {
                 listener.release();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use allocator_api2::vec::Vec;
 
-use crate::addr::{BlockId, PAGE_SIZE, PageMask, PageRange, PageSpan, VirtAddr};
+use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, PageRange, PageSpan, VirtAddr};
 use crate::device::{Device, DeviceAddr, DmaError};
 use crate::devmem::DeviceId;
 use crate::migrate::home::Why;
@@ -172,17 +172,22 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }) {
             return;
         }
+        let pages = self.around(index, page);
+        let _ = self.mm.send(&self.sender(), id.pages(pages.clone()));
+        self.streams.note(id.first_page() + pages.start, pages.len());
+    }
+
+    /// Which pages of the block to send when page `index` of it, number `page`, was missed.
+    fn around(&self, index: usize, page: usize) -> core::ops::Range<usize> {
         /// Pages that are sent at the least: single pages cost a system call each.
         const LEAST: usize = 16;
-        let window = self
-            .streams
-            .window(page)
-            .max(LEAST)
-            .min(self.memory.capacity_pages.div_ceil(4));
+        if !self.mm.world().takes_neighbours() {
+            return index..index + 1;
+        }
+        let most = self.memory.capacity_pages.div_ceil(4);
+        let window = self.streams.window(page).max(LEAST).min(most);
         let first = if window >= LEAST { index / LEAST * LEAST } else { index };
-        let end = (first + window).max(index + 1).min(crate::addr::PAGES_PER_BLOCK);
-        let _ = self.mm.send(&self.sender(), id.pages(first..end));
-        self.streams.note(id.first_page() + first, end - first);
+        first..(first + window).max(index + 1).min(PAGES_PER_BLOCK)
     }
 
     /// Counts an access to pages mapped in place; true when the block is to migrate now.
@@ -196,7 +201,13 @@ impl<W: World, D: Device> MirrorState<W, D> {
     /// Migrates the block of `addr`, which the device accessed often enough in place.
     pub fn migrate_hot(&self, addr: VirtAddr) {
         if !self.is_released() && !self.has_failed() {
-            let _ = self.mm.send(&self.sender(), BlockId::of(addr).range());
+            let neighbours = self.mm.world().takes_neighbours();
+            let range = if neighbours {
+                BlockId::of(addr).range()
+            } else {
+                addr.page()
+            };
+            let _ = self.mm.send(&self.sender(), range);
         }
     }
 
@@ -224,7 +235,10 @@ impl<W: World, D: Device> MirrorState<W, D> {
         let mut reader = self.mm.notifier.read(wanted);
         loop {
             if let Some(faulted) = self.attempt(&mut reader, wanted, access, Around::All)? {
-                return Ok(Faulted { retries: reader.attempts() - 1, ..faulted });
+                return Ok(Faulted {
+                    retries: reader.attempts() - 1,
+                    ..faulted
+                });
             }
             add(&self.mm.counters.retries, 1);
         }

@@ -137,12 +137,14 @@ impl Mapped {
     /// Readable and writable, with a different number in each word.
     pub fn numbered(len_bytes: usize) -> Self {
         let mut memory = Self::new(len_bytes, libc::PROT_READ | libc::PROT_WRITE);
+        memory.number();
         memory
-            .words_mut()
-            .iter_mut()
-            .enumerate()
-            .for_each(|(index, word)| *word = number(index));
-        memory
+    }
+
+    /// Puts a different number into each word.
+    pub fn number(&mut self) {
+        let words = self.words_mut().iter_mut().enumerate();
+        words.for_each(|(index, word)| *word = number(index));
     }
 
     pub fn range(&self) -> PageRange {

@@ -3,7 +3,7 @@
 //! # Invariants
 //! - MAPN-1: a [`Mapping`] is listed as isomem's own from before it exists for others until after it is gone, so that it
 //!   is never mirrored.
-//! - MAPN-2: a mapping is unmapped exactly once.
+//! - MAPN-2: a mapping is unmapped exactly once, by the process that made it: a forked child may have something else there.
 //!
 //! # Locking
 //! None: the list is a table of atomics.
@@ -77,6 +77,7 @@ fn unlist(range: PageRange) {
 #[derive(Debug)]
 pub struct Mapping {
     range: PageRange,
+    process: u32,
 }
 
 impl Mapping {
@@ -102,7 +103,10 @@ impl Mapping {
             let _ = unmap(range);
             return Err(errno);
         }
-        Ok(Self { range })
+        Ok(Self {
+            range,
+            process: std::process::id(),
+        })
     }
 
     /// Where it lies.
@@ -118,8 +122,11 @@ impl Mapping {
     }
 
     /// The mapping that [`Mapping::into_range`] kept.
-    pub const fn from_range(range: PageRange) -> Self {
-        Self { range }
+    pub fn from_range(range: PageRange) -> Self {
+        Self {
+            range,
+            process: std::process::id(),
+        }
     }
 
     /// The child of a fork does not get it.
@@ -135,7 +142,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if unmap(self.range).is_ok() {
+        if self.process == std::process::id() && unmap(self.range).is_ok() {
             unlist(self.range);
         }
     }

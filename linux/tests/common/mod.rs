@@ -2,12 +2,16 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+use std::cell::RefCell;
+
 use isomem_core::addr::{BLOCK_SIZE, PAGE_SIZE, PageRange};
 use isomem_linux::sys::mapping;
 
 /// A private anonymous mapping that isomem does not know as its own.
 pub struct Program {
     pub range: PageRange,
+    /// Pages that are not this value's any more: anything may be mapped there by now.
+    given_up: RefCell<Vec<usize>>,
 }
 
 impl Program {
@@ -35,6 +39,7 @@ impl Program {
         }
         Self {
             range: PageRange::new(aligned, page_count * PAGE_SIZE).unwrap(),
+            given_up: RefCell::default(),
         }
     }
 
@@ -56,6 +61,12 @@ impl Program {
         check(self.range, 0);
     }
 
+    /// The pages are unmapped, or will be before anybody else can map something.
+    pub fn give_up(&self, first: usize, count: usize) -> PageRange {
+        self.given_up.borrow_mut().extend(first..first + count);
+        self.part(first, count)
+    }
+
     pub fn part(&self, first: usize, count: usize) -> PageRange {
         self.range.skip(first).unwrap().take(count)
     }
@@ -63,7 +74,10 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        mapping::unmap(self.range).unwrap();
+        let given_up = self.given_up.borrow();
+        for page in (0..self.range.page_count()).filter(|page| !given_up.contains(page)) {
+            mapping::unmap(self.part(page, 1)).unwrap();
+        }
     }
 }
 
