@@ -26,7 +26,7 @@ pub(crate) fn order() -> Result<Vec<Row>, BenchError> {
             time(|| {
                 (0..pages).for_each(|page| {
                     memory.touch(page);
-                })
+                });
             })
             .0 / pages as f64,
         );
@@ -76,7 +76,7 @@ pub(crate) fn two_threads() -> Result<Vec<Row>, BenchError> {
         let touch = |pages: &[usize]| {
             pages.iter().for_each(|&page| {
                 memory.touch(page);
-            })
+            });
         };
         baseline.push(time(|| touch(&order[..2 * TOUCHES])).0 / (2 * TOUCHES) as f64);
         rig.send(memory.range())?;

@@ -355,7 +355,7 @@ impl PageMask {
         let mut word = 0;
         while word < words.len() {
             let base = word * 64;
-            let low = if first > base { first - base } else { 0 };
+            let low = first.saturating_sub(base);
             let high = if end < base + 64 { end.saturating_sub(base) } else { 64 };
             if low < high {
                 let upto = if high == 64 { u64::MAX } else { (1 << high) - 1 };

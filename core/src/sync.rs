@@ -27,7 +27,7 @@ use loom::sync as locks;
 #[cfg(not(feature = "loom"))]
 use std::sync as locks;
 
-pub(crate) use locks::MutexGuard;
+pub(crate) use locks::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -50,6 +50,24 @@ impl<T> Mutex<T> {
             Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(std::sync::TryLockError::WouldBlock) => None,
         }
+    }
+}
+
+/// A lock that many may hold to read, without poisoning.
+#[derive(Debug)]
+pub(crate) struct RwLock<T>(locks::RwLock<T>);
+
+impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(locks::RwLock::new(value))
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

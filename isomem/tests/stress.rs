@@ -133,7 +133,7 @@ fn sweep(mirror: &Mirror, stop: &AtomicBool) -> u64 {
         if sweeps % 2 == 0 {
             let kernel = |worker: &mut Worker<'_>, mut part: Part<'_, u64>| {
                 part.for_chunks_mut(worker, 0..part.len(), |_, piece| {
-                    piece.iter_mut().for_each(|word| *word += 1)
+                    piece.iter_mut().for_each(|word| *word += 1);
                 })
             };
             mirror.launch(&mut words[..], kernel).unwrap();

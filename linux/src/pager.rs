@@ -10,6 +10,8 @@
 //! - PGR-3: no fault is lost: it is served, or somebody in transit will wake it, or it is woken to be read again.
 //! - PGR-4: while an event is processed that may have to wait for pages in transit, the descriptor is read on: whoever has the pages may
 //!   itself wait for an event to be read.
+//! - PGR-6: from before events are read until they are processed no page begins to leave home, and none arrives: whoever waited for the read goes on
+//!   and may put new pages there. While a helper follows a mapping, which waits for pages in transit, they may arrive.
 //! - PGR-5: nothing is allocated here, and no memory of the program is touched.
 //!
 //! # Locking
@@ -36,7 +38,7 @@ use std::sync::{Mutex, PoisonError};
 
 use allocator_api2::vec::Vec;
 use isomem_core::addr::VirtAddr;
-use isomem_core::mm::{CpuFault, LateEvent, Mm, Served};
+use isomem_core::mm::{CpuFault, Held, HeldArrivals, LateEvent, Mm, Served};
 use isomem_core::world::World;
 
 use crate::own::{Change, Ticket};
@@ -67,6 +69,12 @@ pub trait Pagee: Clone + Send + Sync + 'static {
 
     /// A fork that was not announced; `child` stands for the child's areas.
     fn late_fork(&self, child: &Uffd);
+
+    /// Keeps pages from leaving home until the answer is dropped. See [`isomem_core::mm::MmState::hold_departures`].
+    fn hold_departures(&self) -> Option<Held<'_>>;
+
+    /// The same for pages that come home. See [`isomem_core::mm::MmState::hold_arrivals`].
+    fn hold_arrivals(&self) -> Option<HeldArrivals<'_>>;
 
     /// The process is about to fork.
     fn fork_prepare(&self);
@@ -106,6 +114,14 @@ impl Pagee for Mm<Linux> {
                 child.copy(part, source, Protection::None, Waiters::Leave)
             });
         });
+    }
+
+    fn hold_departures(&self) -> Option<Held<'_>> {
+        Some((**self).hold_departures())
+    }
+
+    fn hold_arrivals(&self) -> Option<HeldArrivals<'_>> {
+        Some((**self).hold_arrivals())
     }
 
     fn fork_prepare(&self) {

@@ -110,6 +110,7 @@ impl Linux {
         let bell = Mapping::new(PAGE_SIZE).map_err(map)?;
         let program = Uffd::open(Features::PROGRAM).map_err(userfaultfd)?;
         bell.not_in_children().map_err(map)?;
+        program.set_nonblocking().map_err(userfaultfd)?;
         program.register(bell.range()).map_err(userfaultfd)?;
         let arena = Uffd::open(Features::ARENA).map_err(userfaultfd)?;
         let arena_bell = Mapping::new(PAGE_SIZE).map_err(map)?;

@@ -179,6 +179,14 @@ impl Pagee for Simple {
         }
     }
 
+    fn hold_departures(&self) -> Option<isomem_core::mm::Held<'_>> {
+        None
+    }
+
+    fn hold_arrivals(&self) -> Option<isomem_core::mm::HeldArrivals<'_>> {
+        None
+    }
+
     fn fork_prepare(&self) {
         self.0.forks.fetch_add(1, Ordering::SeqCst);
         let mut away = self.0.away.lock().unwrap();

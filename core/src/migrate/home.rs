@@ -93,11 +93,9 @@ impl<W: World> MmState<W> {
     /// Moves the pages home (no lock held), then settles them. Says what arrived; what did not is still on the device.
     pub(crate) fn carry_home(&self, homeward: &Homeward<'_, W>, why: Why) -> Arrived {
         let mut arrived = Arrived::default();
-        let discarded = self.drop_discarded(homeward);
-        for run in homeward.pages.without(discarded).runs() {
+        for run in homeward.pages.runs() {
             self.carry_run(homeward, run, why, &mut arrived);
         }
-        arrived.discarded = discarded;
         self.settle_home(homeward, &mut arrived);
         let count = arrived.pages.count();
         let counter = match why {
@@ -113,15 +111,15 @@ impl<W: World> MmState<W> {
 
     /// Drops those pages whose contents the program discarded since they were collected. Later discards are the kernel's to do, at home:
     /// dropping a page once it is home could lose a write that came after.
-    fn drop_discarded(&self, homeward: &Homeward<'_, W>) -> PageMask {
+    fn drop_discarded(&self, homeward: &Homeward<'_, W>, arrived: &mut Arrived) {
         let mut state = homeward.block.lock();
-        let discarded = state.dropped.and(homeward.pages);
+        let discarded = state.dropped.and(homeward.pages).without(arrived.pages);
         state.dropped = state.dropped.without(discarded);
         drop(state);
+        arrived.discarded = arrived.discarded.or(discarded);
         for run in discarded.runs() {
             self.world().scrub_arena(arena_pages(homeward.base_page, run));
         }
-        discarded
     }
 
     fn carry_run(&self, homeward: &Homeward<'_, W>, mut run: Range<usize>, why: Why, arrived: &mut Arrived) {
@@ -130,29 +128,22 @@ impl<W: World> MmState<W> {
             Why::Eviction | Why::Request => PATIENT_ATTEMPTS,
         };
         let mut attempts = 0;
-        while !run.is_empty() {
-            let from = arena_pages(homeward.base_page, run.clone());
-            let to = homeward.block.id.pages(run.clone());
-            let mut done = self.world().move_home(from, to);
-            let mut copied = 0;
-            if done.pages == 0 && done.stop == Some(Stop::Unlike) {
-                // A copy leaves the arena's page in place for a moment, so nothing may reach it: only relinking fences.
-                if homeward.fenced {
-                    arrived.stop = Some(Stop::Again);
-                    return;
-                }
-                done = self.world().copy_home(from, to);
-                copied = done.pages;
-            }
-            let end = run.start + done.pages;
-            arrived.pages = arrived.pages.or(PageMask::of(run.start, end));
-            arrived.copied += copied;
-            run.start = end;
-            attempts = if done.pages > 0 { 0 } else { attempts + 1 };
-            match done.stop {
+        loop {
+            // While this is held no event can be read, and those that were read are handled: what they discarded is marked, and for what is
+            // discarded from here on the kernel refuses the move, or drops the page once it is home.
+            let arrivals = self.arrivals.read();
+            self.drop_discarded(homeward, arrived);
+            let Some(part) = PageMask::of(run.start, run.end).without(arrived.discarded).next_run(0) else {
+                return;
+            };
+            let (pages, stop) = self.carry_part(homeward, part.clone(), arrived);
+            drop(arrivals);
+            run.start = part.start + pages;
+            attempts = if pages > 0 { 0 } else { attempts + 1 };
+            match stop {
                 Some(Stop::Again) if attempts < most => self.world().pause(1_000),
-                Some(Stop::Unlike) if done.pages > 0 => {}
-                Some(stop) if done.pages == 0 => {
+                Some(Stop::Unlike) if pages > 0 => {}
+                Some(stop) if pages == 0 => {
                     // This page stays; the others may still come.
                     arrived.stop = Some(stop);
                     if stop == Stop::Again {
@@ -164,6 +155,28 @@ impl<W: World> MmState<W> {
                 _ => {}
             }
         }
+    }
+
+    /// One move, or where the kernel refuses to relink, one copy. Says how many pages arrived, and why not all.
+    fn carry_part(
+        &self,
+        homeward: &Homeward<'_, W>,
+        part: Range<usize>,
+        arrived: &mut Arrived,
+    ) -> (usize, Option<Stop>) {
+        let from = arena_pages(homeward.base_page, part.clone());
+        let to = homeward.block.id.pages(part.clone());
+        let mut done = self.world().move_home(from, to);
+        if done.pages == 0 && done.stop == Some(Stop::Unlike) {
+            // A copy leaves the arena's page in place for a moment, so nothing may reach it: only relinking fences.
+            if homeward.fenced {
+                return (0, Some(Stop::Again));
+            }
+            done = self.world().copy_home(from, to);
+            arrived.copied += done.pages;
+        }
+        arrived.pages = arrived.pages.or(PageMask::of(part.start, part.start + done.pages));
+        (done.pages, done.stop)
     }
 
     fn settle_home(&self, homeward: &Homeward<'_, W>, arrived: &mut Arrived) {

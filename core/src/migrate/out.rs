@@ -505,7 +505,7 @@ impl<W: World> MmState<W> {
                 }
                 // The source is still whole, so the copy goes (MGR-2).
                 Err(error) => {
-                    self.world().scrub_arena(arena_pages(outward.base_page, copied.clone()));
+                    self.world().scrub_arena(arena_pages(outward.base_page, copied));
                     reason = SkipReason::Failed(error.errno);
                     kept = run;
                 }

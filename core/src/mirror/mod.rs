@@ -26,12 +26,12 @@ pub mod table;
 
 use crate::addr::PageRange;
 use crate::device::Device;
-use crate::devmem::{Budget, DeviceId, DeviceMemory};
+use crate::devmem::{Budget, DeviceId};
 use crate::migrate::home::Why;
 use crate::migrate::out::{OutError, Sender};
 use crate::migrate::{MigrateError, Report};
 use crate::mirror::table::{Entry, Flags, Table};
-use crate::mm::{EntryError, Mm, Shared, Streams, share_budget};
+use crate::mm::{EntryError, Memory, Mm, Shared, Streams, share_budget};
 use crate::notifier::{Answer, CallbackScope, Deferred, Invalidation, Subscriber, Subscription};
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::world::{Metadata, OutOfMetadata, World};
@@ -71,7 +71,7 @@ impl<W: World> core::fmt::Debug for Busy<W> {
 /// A registered device. Dropping it while mirrors live leaves it registered until the address space goes.
 pub struct DeviceHandle<W: World> {
     mm: Mm<W>,
-    memory: Shared<W, DeviceMemory<W::Meta>>,
+    memory: Memory<W>,
     budget_pages: usize,
 }
 
@@ -84,7 +84,7 @@ impl<W: World> core::fmt::Debug for DeviceHandle<W> {
 }
 
 impl<W: World> DeviceHandle<W> {
-    pub(crate) fn new(mm: Mm<W>, memory: Shared<W, DeviceMemory<W::Meta>>, budget_pages: usize) -> Self {
+    pub(crate) fn new(mm: Mm<W>, memory: Memory<W>, budget_pages: usize) -> Self {
         Self {
             mm,
             memory,
@@ -207,7 +207,7 @@ impl<W: World> DeviceHandle<W> {
 /// What the handle and the notifier share of a mirror.
 pub struct MirrorState<W: World, D: Device> {
     mm: Mm<W>,
-    memory: Shared<W, DeviceMemory<W::Meta>>,
+    memory: Memory<W>,
     device: Shared<W, D>,
     table: Table<W::Meta>,
     update: Mutex<()>,

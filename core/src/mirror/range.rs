@@ -300,8 +300,10 @@ impl<W: World, D: Device> MirrorState<W, D> {
             .expect("a range is not empty")
             .mask()
             .and(seen.allowed);
-        if failure.is_some() && wanted.is_empty() {
-            return Err(Missed::Error(failure.expect("just checked")));
+        if let Some(error) = failure
+            && wanted.is_empty()
+        {
+            return Err(Missed::Error(error));
         }
         seen.failure = failure;
         let mut at_home = self.check_residency(wanted, &mut seen)?;

@@ -128,17 +128,15 @@ impl<W: World> MmState<W> {
             return self.cpu_fault(addr, fault);
         }
         add(&self.counters.cpu_faults_untouched, 1);
-        if self.untrack_idle(BlockId::of(addr)) {
-            return Served::Done;
+        // Filling first: while an event is unread the kernel refuses to fill, but it would not refuse to stop tracking.
+        let filled = self.world().fill_zero(addr.page());
+        match filled.stop {
+            None => {}
+            Some(Stop::Exists) => self.world().wake(addr.page()),
+            Some(_) => return Served::Again,
         }
-        match self.world().fill_zero(addr.page()).stop {
-            None => Served::Done,
-            Some(Stop::Exists) => {
-                self.world().wake(addr.page());
-                Served::Done
-            }
-            Some(_) => Served::Again,
-        }
+        self.untrack_idle(BlockId::of(addr));
+        Served::Done
     }
 
     /// Whether the page is away or in transit after all.
@@ -150,13 +148,13 @@ impl<W: World> MmState<W> {
             .is_some_and(|block| !block.lock().at_home().has(index))
     }
 
-    fn untrack_idle(&self, id: BlockId) -> bool {
-        // The areas lock keeps migrations from putting pages of the block in transit; if one has it, the page gets zeroes.
-        let Some(_areas) = self.try_lock_areas() else {
-            return false;
-        };
-        let idle = self.blocks.get(id).is_none_or(|block| block.lock().at_home().is_full());
-        idle && self.world().untrack(id.range()).is_ok()
+    fn untrack_idle(&self, id: BlockId) {
+        // The areas lock keeps migrations from putting pages of the block in transit; if one has it, the block stays tracked.
+        let Some(_areas) = self.try_lock_areas() else { return };
+        if self.blocks.get(id).is_none_or(|block| block.lock().at_home().is_full()) {
+            // Left tracked where that fails: other pages then get their zeroes here, too.
+            let _ = self.world().untrack(id.range());
+        }
     }
 
     /// Serves a device's access to an arena page that is not there: its page went home while the device held a pin on it. The page is

@@ -24,7 +24,7 @@ use crate::mm::block::BlockTable;
 use crate::mm::gate::Gate;
 use crate::notifier::{Notifier, in_callback};
 use crate::stats::{Counters, Stats, add};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 use crate::world::{Metadata, OutOfMetadata, World, WorldError};
 
 pub use change::ChangeError;
@@ -74,6 +74,30 @@ pub enum RegisterError {
     Metadata(#[from] OutOfMetadata),
 }
 
+/// No page begins to leave home while this lives; see [`MmState::hold_departures`].
+#[must_use]
+pub struct Held<'a> {
+    _areas: MutexGuard<'a, ()>,
+}
+
+impl core::fmt::Debug for Held<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Held")
+    }
+}
+
+/// No page arrives at home while this lives; see [`MmState::hold_arrivals`].
+#[must_use]
+pub struct HeldArrivals<'a> {
+    _arrivals: RwLockWriteGuard<'a, ()>,
+}
+
+impl core::fmt::Debug for HeldArrivals<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("HeldArrivals")
+    }
+}
+
 /// What a device's memory is to be like.
 #[derive(Debug, Clone, Copy)]
 pub struct MemoryConfig {
@@ -90,6 +114,9 @@ pub struct Mm<W: World>(pub(crate) Shared<W, MmState<W>>);
 
 /// A counted pointer into the world's metadata memory.
 pub(crate) type Shared<W, T> = <<W as World>::Meta as Metadata>::Shared<T>;
+
+/// A device's memory, as the address space and its mirrors share it.
+pub(crate) type Memory<W> = Shared<W, DeviceMemory<<W as World>::Meta>>;
 
 impl<W: World> Clone for Mm<W> {
     fn clone(&self) -> Self {
@@ -116,12 +143,14 @@ pub struct MmState<W: World> {
     world: W,
     pub(crate) notifier: Notifier<W::Meta>,
     pub(crate) blocks: BlockTable<W::Meta>,
+    /// Read by who moves pages home, for each move; written by the reader of the world's events.
+    pub(crate) arrivals: RwLock<()>,
     /// Held while areas are looked at and tracked, until the pages concerned are in transit.
     areas: Mutex<()>,
     pub(crate) gate: Gate,
     /// Held while a device gets its number and its arena, so that pagers never wait for the system calls.
     registering: Mutex<()>,
-    devices: Mutex<[Option<Shared<W, DeviceMemory<W::Meta>>>; MAX_DEVICES]>,
+    devices: Mutex<[Option<Memory<W>>; MAX_DEVICES]>,
     pub(crate) counters: Counters,
     pub(crate) streams: fault::Streams,
 }
@@ -133,6 +162,7 @@ impl<W: World> Mm<W> {
             world,
             notifier: Notifier::new()?,
             blocks: BlockTable::new(),
+            arrivals: RwLock::new(()),
             areas: Mutex::new(()),
             gate: Gate::new(),
             registering: Mutex::new(()),
@@ -167,11 +197,7 @@ impl<W: World> Mm<W> {
         Ok(DeviceHandle::new(self.clone(), memory, budget))
     }
 
-    fn add_memory(
-        &self,
-        name: &'static str,
-        capacity_pages: usize,
-    ) -> Result<Shared<W, DeviceMemory<W::Meta>>, RegisterError> {
+    fn add_memory(&self, name: &'static str, capacity_pages: usize) -> Result<Memory<W>, RegisterError> {
         let _registering = self.registering.lock();
         let free = self.devices.lock().iter().position(Option::is_none);
         let id = DeviceId(free.ok_or(RegisterError::TooMany)? as u8);
@@ -244,6 +270,25 @@ impl<W: World> MmState<W> {
         self.world.off_stack(job)
     }
 
+    /// Keeps pages from beginning to leave home while the answer lives.
+    ///
+    /// For the reader of the world's events, from before it reads some until it has handled them: the program goes on as soon as an
+    /// event is read, and may fill the place with new pages; those must not leave before what the event says is done, or they would be
+    /// taken for the old ones.
+    pub fn hold_departures(&self) -> Held<'_> {
+        Held {
+            _areas: self.areas.lock(),
+        }
+    }
+
+    /// Keeps pages from arriving at home while the answer lives; the same for the other direction. What handles an event that waits for pages in
+    /// transit must not be waited for with this held.
+    pub fn hold_arrivals(&self) -> HeldArrivals<'_> {
+        HeldArrivals {
+            _arrivals: self.arrivals.write(),
+        }
+    }
+
     pub(crate) fn lock_areas(&self) -> MutexGuard<'_, ()> {
         self.areas.lock()
     }
@@ -253,12 +298,12 @@ impl<W: World> MmState<W> {
     }
 
     /// The memory of device `id`.
-    pub(crate) fn memory(&self, id: DeviceId) -> Option<Shared<W, DeviceMemory<W::Meta>>> {
+    pub(crate) fn memory(&self, id: DeviceId) -> Option<Memory<W>> {
         self.devices.lock()[id.0 as usize].clone()
     }
 
     /// The memory whose arena holds page number `page`.
-    pub(crate) fn memory_at(&self, page: usize) -> Option<Shared<W, DeviceMemory<W::Meta>>> {
+    pub(crate) fn memory_at(&self, page: usize) -> Option<Memory<W>> {
         self.devices
             .lock()
             .iter()

@@ -115,7 +115,7 @@ impl Player<'_> {
             Kind::CpuRead => self.universe.cpu_read(pages),
             Kind::CpuWrite => self.universe.cpu_write(pages, seed),
             Kind::DeviceRead | Kind::DeviceWrite | Kind::DeviceSlice => self.on_device(op),
-            Kind::ToDevice => self.to_device(pages, seed),
+            Kind::ToDevice => self.send(pages, seed),
             Kind::Home => self.home(pages, seed),
             Kind::Protect | Kind::Unmap | Kind::Map | Kind::Remap | Kind::Discard => self.announced(op),
             Kind::LateDiscard | Kind::LateUnmap | Kind::LateMap | Kind::LateRemap => self.late(op),
@@ -152,7 +152,7 @@ impl Player<'_> {
         }
     }
 
-    fn to_device(&mut self, pages: Range<usize>, seed: u64) {
+    fn send(&mut self, pages: Range<usize>, seed: u64) {
         self.universe.may_leave(pages.clone());
         let report = self
             .mirror(seed)

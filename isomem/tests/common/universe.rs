@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use isomem::{Access, DeviceFault, Mirror, PAGE_SIZE, PageRange, PageState};
+use isomem::{Access, DeviceFault, Mirror, PAGE_SIZE, PageRange, PageState, Worker};
 
 use super::{Area, BLOCK, Barrier, PAGES_PER_BLOCK, map_at, unmap_raw};
 
@@ -144,24 +144,24 @@ impl Universe {
     /// The device reads all pages, and must get what they hold or the right fault.
     pub(crate) fn device_read(&mut self, mirror: &Mirror, pages: Range<usize>) {
         let this = &*self;
-        // SAFETY: any bytes are a page, and nobody writes them now.
-        let told = unsafe {
-            mirror.launch_raw(|worker| {
-                let share = worker.share(pages.len());
-                for page in pages.start + share.start..pages.start + share.end {
-                    let read = worker.peek(Self::memory(page));
-                    let right = match &read {
-                        Ok(bytes) => this.areas[page].allows(Access::Read) && *bytes == this.pages[page],
-                        Err(fault) => this.is_right_fault(page, Access::Read, fault),
-                    };
-                    if !right {
-                        let read = read.map(|bytes| Difference::new(page, &bytes, &this.pages[page]));
-                        return Ok(Some((page, this.areas[page], read)));
-                    }
+        let kernel = |worker: &mut Worker<'_>| {
+            let share = worker.share(pages.len());
+            for page in pages.start + share.start..pages.start + share.end {
+                // SAFETY: any bytes are a page, and nobody writes them now.
+                let read = unsafe { worker.peek(Self::memory(page)) };
+                let right = match &read {
+                    Ok(bytes) => this.areas[page].allows(Access::Read) && *bytes == this.pages[page],
+                    Err(fault) => this.is_right_fault(page, Access::Read, fault),
+                };
+                if !right {
+                    let read = read.map(|bytes| Difference::new(page, &bytes, &this.pages[page]));
+                    return Ok(Some((page, this.areas[page], read)));
                 }
-                Ok(None)
-            })
+            }
+            Ok(None)
         };
+        // SAFETY: the kernel's accesses say why they are sound.
+        let told = unsafe { mirror.launch_raw(kernel) };
         let wrong: Vec<_> = told.unwrap().into_iter().flatten().collect();
         assert!(wrong.is_empty(), "read by the device: {wrong:?}");
     }
@@ -169,26 +169,29 @@ impl Universe {
     /// The device writes, and gets the right faults where it may not.
     pub(crate) fn device_write(&mut self, mirror: &Mirror, pages: Range<usize>, seed: u64) {
         let this = &*self;
-        // SAFETY: any bytes are good, and nobody else uses them now.
-        let told = unsafe {
-            mirror.launch_raw(|worker| {
-                let share = worker.share(pages.len());
-                for page in pages.start + share.start..pages.start + share.end {
-                    let wrote = match Change::of(page, seed) {
-                        Change::Whole(bytes) => worker.poke(Self::memory(page), bytes),
-                        Change::Word(at, word) => worker.poke(Self::memory(page).cast::<u64>().add(at), word),
-                    };
-                    let right = match &wrote {
-                        Ok(()) => this.areas[page].allows(Access::Write),
-                        Err(fault) => this.is_right_fault(page, Access::Write, fault),
-                    };
-                    if !right {
-                        return Ok(Some((page, this.areas[page], wrote)));
-                    }
+        let kernel = |worker: &mut Worker<'_>| {
+            let share = worker.share(pages.len());
+            for page in pages.start + share.start..pages.start + share.end {
+                let wrote = match Change::of(page, seed) {
+                    // SAFETY: any bytes are good, and nobody else uses them now.
+                    Change::Whole(bytes) => unsafe { worker.poke(Self::memory(page), bytes) },
+                    // SAFETY: as above.
+                    Change::Word(at, word) => unsafe {
+                        worker.poke(Self::memory(page).cast::<u64>().wrapping_add(at), word)
+                    },
+                };
+                let right = match &wrote {
+                    Ok(()) => this.areas[page].allows(Access::Write),
+                    Err(fault) => this.is_right_fault(page, Access::Write, fault),
+                };
+                if !right {
+                    return Ok(Some((page, this.areas[page], wrote)));
                 }
-                Ok(None)
-            })
+            }
+            Ok(None)
         };
+        // SAFETY: the kernel's accesses say why they are sound.
+        let told = unsafe { mirror.launch_raw(kernel) };
         let wrong: Vec<_> = told.unwrap().into_iter().flatten().collect();
         assert!(wrong.is_empty(), "written by the device: {wrong:?}");
         for page in pages {
@@ -270,6 +273,7 @@ impl Difference {
 }
 
 /// What a write does to a page.
+#[allow(clippy::large_enum_variant, reason = "one at a time, on the stack")]
 enum Change {
     Whole(Page),
     /// A word, by its number.

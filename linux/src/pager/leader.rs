@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use isomem_core::mm::{CpuFault, LateEvent, Served};
+use isomem_core::mm::{CpuFault, HeldArrivals, LateEvent, Served};
 use isomem_core::world::{Access, World};
 
 use super::ring::Work;
@@ -44,13 +44,10 @@ impl<P: Pagee> Shared<P> {
     pub(super) fn lead(&self) {
         let mut inbox = Inbox::new();
         while !self.stop.load(Ordering::Acquire) {
-            match self.world().program().read(inbox.room()) {
-                Ok(read) => inbox.len += read,
-                Err(_) => {
-                    count(&self.counts.read_errors);
-                    self.world().pause(100_000);
-                    continue;
-                }
+            if self.world().program().wait().is_err() {
+                count(&self.counts.read_errors);
+                self.world().pause(100_000);
+                continue;
             }
             count(&self.counts.batches);
             self.process(&mut inbox);
@@ -63,19 +60,35 @@ impl<P: Pagee> Shared<P> {
         let own = self.world().own_changes();
         own.reader_gone();
         while !own.is_quiet() {
-            self.read_on(inbox);
             self.process(inbox);
+            self.world().pause(READ_ON_NS);
         }
     }
 
+    /// Reads what is there, and processes it.
     fn process(&self, inbox: &mut Inbox) {
-        self.process_events(inbox);
+        let departures = self.pagee.hold_departures();
+        let mut arrivals = self.pagee.hold_arrivals();
+        self.read(inbox);
+        self.process_events(inbox, &mut arrivals);
+        drop(arrivals);
+        drop(departures);
         self.process_faults(inbox);
         self.world().own_changes().sweep();
     }
 
+    fn read(&self, inbox: &mut Inbox) {
+        match self.world().program().try_read(inbox.room()) {
+            Ok(read) => inbox.len += read,
+            Err(_) => {
+                count(&self.counts.read_errors);
+                self.world().pause(READ_ON_NS);
+            }
+        }
+    }
+
     /// Processes the events in the inbox, and those that arrive meanwhile, in order (PGR-1).
-    fn process_events(&self, inbox: &mut Inbox) {
+    fn process_events<'a>(&'a self, inbox: &mut Inbox, arrivals: &mut Option<HeldArrivals<'a>>) {
         let mut index = 0;
         while index < inbox.len {
             match inbox.take(index) {
@@ -86,10 +99,15 @@ impl<P: Pagee> Shared<P> {
                         self.world().own_changes().nudge_over();
                     }
                 }
-                Msg::Remove(range) => self.changed(Change::Removed(range), LateEvent::Removed(range), inbox),
-                Msg::Unmap(range) => self.changed(Change::Unmapped(range), LateEvent::Unmapped(range), inbox),
+                Msg::Remove(range) => self.changed(Change::Removed(range), LateEvent::Removed(range), inbox, arrivals),
+                Msg::Unmap(range) => self.changed(Change::Unmapped(range), LateEvent::Unmapped(range), inbox, arrivals),
                 Msg::Remap { from, to } => {
-                    self.changed(Change::Remapped(from, to), LateEvent::Remapped { from, to }, inbox);
+                    self.changed(
+                        Change::Remapped(from, to),
+                        LateEvent::Remapped { from, to },
+                        inbox,
+                        arrivals,
+                    );
                 }
                 Msg::Fork(_) if self.world().own_changes().take(Change::Forked) => {
                     // Everything is at home; dropping the descriptor leaves the child alone.
@@ -97,7 +115,7 @@ impl<P: Pagee> Shared<P> {
                 }
                 Msg::Fork(child) => {
                     count(&self.counts.late_events);
-                    self.delegate(Work::Fork(child), inbox);
+                    self.delegate(Work::Fork(child), inbox, arrivals);
                 }
                 Msg::Other(_) => {}
             }
@@ -105,7 +123,13 @@ impl<P: Pagee> Shared<P> {
         }
     }
 
-    fn changed(&self, change: Change, event: LateEvent, inbox: &mut Inbox) {
+    fn changed<'a>(
+        &'a self,
+        change: Change,
+        event: LateEvent,
+        inbox: &mut Inbox,
+        arrivals: &mut Option<HeldArrivals<'a>>,
+    ) {
         if self.world().own_changes().take(change) {
             count(&self.counts.own_events);
             return;
@@ -113,13 +137,15 @@ impl<P: Pagee> Shared<P> {
         count(&self.counts.late_events);
         match event {
             // Following a mapping waits for pages in transit.
-            LateEvent::Remapped { .. } => self.delegate(Work::Late(event), inbox),
+            LateEvent::Remapped { .. } => self.delegate(Work::Late(event), inbox, arrivals),
             _ => self.pagee.late(event),
         }
     }
 
     /// Lets a helper process an event, and reads on until it has (PGR-4).
-    fn delegate(&self, mut work: Work, inbox: &mut Inbox) {
+    fn delegate<'a>(&'a self, mut work: Work, inbox: &mut Inbox, arrivals: &mut Option<HeldArrivals<'a>>) {
+        // Who has pages in transit may be about to bring them home.
+        *arrivals = None;
         while let Err(back) = self.ring.put(work) {
             work = back;
             self.read_on(inbox);
@@ -127,12 +153,11 @@ impl<P: Pagee> Shared<P> {
         while !self.ring.is_late_done() {
             self.read_on(inbox);
         }
+        *arrivals = self.pagee.hold_arrivals();
     }
 
     fn read_on(&self, inbox: &mut Inbox) {
-        if let Ok(read) = self.world().program().try_read(inbox.room()) {
-            inbox.len += read;
-        }
+        self.read(inbox);
         self.world().pause(READ_ON_NS);
     }
 

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use isomem_core::addr::{PageRange, VirtAddr};
 use linux_raw_sys::general as raw;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater, ioctl, opcode};
@@ -315,12 +316,18 @@ impl Uffd {
         Ok(read)
     }
 
-    /// Like [`Uffd::read`], but does not wait: 0 where nothing is there. One thread only may read meanwhile.
+    /// Waits until there is something to read. The descriptor must be non-blocking.
+    pub fn wait(&self) -> Result<()> {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) | Ok(_) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Like [`Uffd::read`] of a non-blocking descriptor: 0 where nothing is there.
     pub fn try_read(&self, out: &mut [Msg]) -> Result<usize> {
-        rustix::fs::fcntl_setfl(&self.fd, OFlags::NONBLOCK)?;
-        let read = self.read(out);
-        rustix::fs::fcntl_setfl(&self.fd, OFlags::empty())?;
-        match read {
+        match self.read(out) {
             Err(Errno::AGAIN) => Ok(0),
             other => other,
         }
