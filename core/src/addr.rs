@@ -50,6 +50,7 @@ pub struct VirtAddr(usize);
 
 impl VirtAddr {
     /// Checks that `addr` is in user space.
+    #[inline]
     pub const fn new(addr: usize) -> Result<Self, RangeError> {
         if addr >= USER_END {
             return Err(RangeError::NotUser(addr));
@@ -58,11 +59,13 @@ impl VirtAddr {
     }
 
     /// The address as a number.
+    #[inline]
     pub const fn get(self) -> usize {
         self.0
     }
 
     /// The page that holds the address.
+    #[inline]
     pub const fn page(self) -> PageRange {
         PageRange {
             first: self.0 / PAGE_SIZE,
@@ -72,12 +75,14 @@ impl VirtAddr {
 }
 
 impl fmt::Debug for VirtAddr {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
     }
 }
 
 impl fmt::Display for VirtAddr {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
     }
@@ -98,6 +103,7 @@ impl PageRange {
     };
 
     /// A range of whole pages. Both numbers in bytes, both multiples of the page size.
+    #[inline]
     pub const fn new(start: usize, len_bytes: usize) -> Result<Self, RangeError> {
         if len_bytes == 0 {
             return Err(RangeError::Empty(start));
@@ -118,6 +124,7 @@ impl PageRange {
     }
 
     /// The smallest range of whole pages that covers `len_bytes` bytes from `start`.
+    #[inline]
     pub const fn covering(start: usize, len_bytes: usize) -> Result<Self, RangeError> {
         if len_bytes == 0 {
             return Err(RangeError::Empty(start));
@@ -136,6 +143,7 @@ impl PageRange {
     }
 
     /// The range of `count` pages from page number `first`. `None` where it is empty or leaves user space.
+    #[inline]
     pub const fn from_pages(first: usize, count: usize) -> Option<Self> {
         if count == 0 || first > USER_END / PAGE_SIZE || count > USER_END / PAGE_SIZE - first {
             return None;
@@ -144,51 +152,61 @@ impl PageRange {
     }
 
     /// Number of the first page (address / page size).
+    #[inline]
     pub const fn first_page(self) -> usize {
         self.first
     }
 
     /// Number of pages.
+    #[inline]
     pub const fn page_count(self) -> usize {
         self.count
     }
 
     /// First page number after the range.
+    #[inline]
     pub const fn end_page(self) -> usize {
         self.first + self.count
     }
 
     /// Address of the first byte.
+    #[inline]
     pub const fn start(self) -> usize {
         self.first * PAGE_SIZE
     }
 
     /// Address after the last byte.
+    #[inline]
     pub const fn end(self) -> usize {
         self.end_page() * PAGE_SIZE
     }
 
     /// Length in bytes.
+    #[inline]
     pub const fn len_bytes(self) -> usize {
         self.count * PAGE_SIZE
     }
 
     /// Whether `addr` lies in the range.
+    #[inline]
     pub const fn contains(self, addr: usize) -> bool {
         addr >= self.start() && addr < self.end()
     }
 
     /// Whether all of `other` lies in the range.
+    #[inline]
     pub const fn covers(self, other: Self) -> bool {
         other.first >= self.first && other.end_page() <= self.end_page()
     }
 
     /// Whether the two share a page.
+    #[inline]
     pub const fn overlaps(self, other: Self) -> bool {
         self.first < other.end_page() && other.first < self.end_page()
     }
 
     /// The pages the two share.
+    #[inline]
     pub fn intersect(self, other: Self) -> Option<Self> {
         let first = self.first.max(other.first);
         let end = self.end_page().min(other.end_page());
@@ -199,6 +217,7 @@ impl PageRange {
     }
 
     /// The smallest range that covers both.
+    #[inline]
     #[must_use]
     pub fn hull(self, other: Self) -> Self {
         let first = self.first.min(other.first);
@@ -209,6 +228,7 @@ impl PageRange {
     }
 
     /// The range grown outwards to whole blocks.
+    #[inline]
     #[must_use]
     pub const fn round_to_blocks(self) -> Self {
         let first = self.first / PAGES_PER_BLOCK * PAGES_PER_BLOCK;
@@ -220,6 +240,7 @@ impl PageRange {
     }
 
     /// The part of `self` from its `skip`-th page on.
+    #[inline]
     pub const fn skip(self, skip: usize) -> Option<Self> {
         if skip >= self.count {
             return None;
@@ -231,6 +252,7 @@ impl PageRange {
     }
 
     /// At most the first `count` pages; `count` must not be 0.
+    #[inline]
     #[must_use]
     pub const fn take(self, count: usize) -> Self {
         debug_assert!(count > 0);
@@ -241,6 +263,7 @@ impl PageRange {
     }
 
     /// The range cut at block borders.
+    #[inline]
     pub fn spans(self) -> impl Iterator<Item = PageSpan> + Clone {
         let blocks = self.first / PAGES_PER_BLOCK..=(self.end_page() - 1) / PAGES_PER_BLOCK;
         blocks.map(move |number| {
@@ -256,12 +279,14 @@ impl PageRange {
 }
 
 impl fmt::Debug for PageRange {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}..{:#x}", self.start(), self.end())
     }
 }
 
 impl fmt::Display for PageRange {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
@@ -276,26 +301,31 @@ impl BlockId {
     pub const COUNT: usize = USER_END / BLOCK_SIZE;
 
     /// The block that holds `addr`.
+    #[inline]
     pub const fn of(addr: VirtAddr) -> Self {
         Self(addr.get() / BLOCK_SIZE)
     }
 
     /// Block number `number`, which must be below [`Self::COUNT`].
+    #[inline]
     pub const fn new(number: usize) -> Option<Self> {
         if number < Self::COUNT { Some(Self(number)) } else { None }
     }
 
     /// The number.
+    #[inline]
     pub const fn get(self) -> usize {
         self.0
     }
 
     /// Number of the block's first page.
+    #[inline]
     pub const fn first_page(self) -> usize {
         self.0 * PAGES_PER_BLOCK
     }
 
     /// All pages of the block.
+    #[inline]
     pub const fn range(self) -> PageRange {
         PageRange {
             first: self.first_page(),
@@ -304,6 +334,7 @@ impl BlockId {
     }
 
     /// The pages `pages` (indices in the block) as a range of the address space.
+    #[inline]
     pub fn pages(self, pages: Range<usize>) -> PageRange {
         debug_assert!(pages.start < pages.end && pages.end <= PAGES_PER_BLOCK);
         PageRange {
@@ -326,6 +357,7 @@ pub struct PageSpan {
 
 impl PageSpan {
     /// The span as a range of the address space.
+    #[inline]
     pub const fn range(self) -> PageRange {
         PageRange {
             first: self.block.first_page() + self.first,
@@ -334,6 +366,7 @@ impl PageSpan {
     }
 
     /// The span as a set of pages of its block.
+    #[inline]
     pub const fn mask(self) -> PageMask {
         PageMask::of(self.first, self.end)
     }
@@ -350,6 +383,7 @@ impl PageMask {
     pub const FULL: Self = Self([u64::MAX; PAGES_PER_BLOCK / 64]);
 
     /// The pages `first..end`.
+    #[inline]
     pub const fn of(first: usize, end: usize) -> Self {
         let mut words = [0; PAGES_PER_BLOCK / 64];
         let mut word = 0;
@@ -367,65 +401,77 @@ impl PageMask {
     }
 
     /// Whether page `index` is in the set.
+    #[inline]
     pub const fn has(&self, index: usize) -> bool {
         self.0[index / 64] & (1 << (index % 64)) != 0
     }
 
     /// Adds page `index`.
+    #[inline]
     pub const fn insert(&mut self, index: usize) {
         self.0[index / 64] |= 1 << (index % 64);
     }
 
     /// Takes page `index` out.
+    #[inline]
     pub const fn remove(&mut self, index: usize) {
         self.0[index / 64] &= !(1 << (index % 64));
     }
 
     /// Whether no page is in the set.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|&word| word == 0)
     }
 
     /// Whether every page of the block is in the set.
+    #[inline]
     pub fn is_full(&self) -> bool {
         *self == Self::FULL
     }
 
     /// Number of pages in the set.
+    #[inline]
     pub fn count(&self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
     /// Whether the two share a page.
+    #[inline]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.0.iter().zip(other.0).any(|(a, b)| a & b != 0)
     }
 
     /// The pages in both.
+    #[inline]
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         self.zip(other, |a, b| a & b)
     }
 
     /// The pages in either.
+    #[inline]
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         self.zip(other, |a, b| a | b)
     }
 
     /// The pages in `self` but not in `other`.
+    #[inline]
     #[must_use]
     pub fn without(self, other: Self) -> Self {
         self.zip(other, |a, b| a & !b)
     }
 
     /// The first run of set pages at or after page `from`.
+    #[inline]
     pub fn next_run(&self, from: usize) -> Option<Range<usize>> {
         let start = self.find(from, true)?;
         Some(start..self.find(start, false).unwrap_or(PAGES_PER_BLOCK))
     }
 
     /// The maximal runs of set pages, in order.
+    #[inline]
     pub fn runs(self) -> impl Iterator<Item = Range<usize>> {
         let mut from = 0;
         core::iter::from_fn(move || {
@@ -436,6 +482,7 @@ impl PageMask {
     }
 
     /// Index of the first page at or after `from` whose membership is `set`.
+    #[inline]
     fn find(&self, from: usize, set: bool) -> Option<usize> {
         let mut index = from;
         while index < PAGES_PER_BLOCK {
@@ -449,6 +496,7 @@ impl PageMask {
         None
     }
 
+    #[inline]
     fn zip(self, other: Self, op: impl Fn(u64, u64) -> u64) -> Self {
         let mut words = self.0;
         for (word, other) in words.iter_mut().zip(other.0) {
@@ -459,6 +507,7 @@ impl PageMask {
 }
 
 impl fmt::Debug for PageMask {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.runs()).finish()
     }

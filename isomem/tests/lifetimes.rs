@@ -870,3 +870,18 @@ fn life_1_more_devices_than_there_can_be_are_refused() {
         register(&mm).unregister().unwrap();
     });
 }
+
+/// The kernel lets munmap return when its event was read, not when it was handled; what the program maps and sends to the device next at
+/// the same place must not be taken for the old.
+#[test]
+fn wld_2_fresh_memory_at_an_old_address_is_not_taken_for_the_old() {
+    apart("wld_2_fresh_memory_at_an_old_address_is_not_taken_for_the_old", || {
+        let (_mm, _device, mirror) = open(config());
+        for round in 0..500 {
+            let memory = Mapped::numbered(MIB);
+            mirror.prefetch(memory.words()).unwrap();
+            let expected = (0..MIB / 8).map(apart::number).sum::<u64>();
+            assert_eq!(device_sum(&mirror, memory.words()), expected, "round {round}");
+        }
+    });
+}

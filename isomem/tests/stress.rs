@@ -306,7 +306,6 @@ fn check_counts(on_cpu: &[(u64, u64)], on_devices: u64) {
 }
 
 #[test]
-#[ignore = "known to fail now and then: between the reading of an event and its processing a page may come home after the kernel dropped it"]
 fn wld_2_a_late_discard_that_meets_a_migration_home_wins() {
     const PAGES: usize = 64;
     let _alone = alone();
