@@ -1,6 +1,6 @@
 //! What the core needs of a device: to stop using pages when told, and to say how it reaches system memory.
 //!
-//! A device keeps its page table in the core ([`crate::mirror::Mirror::table`]); the core erases entries, then calls the device to flush what it
+//! A device keeps its page table in the core ([`crate::mirror::MirrorState::table`]); the core erases entries, then calls the device to flush what it
 //! cached of them. The callbacks get a [`CallbackScope`], which has no method to fault, invalidate or migrate (INV-7).
 
 use crate::addr::PageRange;

@@ -100,11 +100,52 @@ struct Chunk {
     older: u32,
 }
 
+/// Chunks without an owner, one bit each. The lowest is taken first: so page tables of the arena stay few, and neighbouring blocks tend to get
+/// neighbouring chunks, which one call can then move together.
+struct FreeChunks<M: Metadata> {
+    words: Vec<u64, M>,
+    /// No word below has a bit.
+    lowest: usize,
+    count: usize,
+}
+
+impl<M: Metadata> FreeChunks<M> {
+    fn new(count: usize) -> Result<Self, OutOfMetadata> {
+        let mut words = Vec::new_in(M::default());
+        words.try_reserve_exact(count.div_ceil(64)).map_err(|_| OutOfMetadata)?;
+        words.extend((0..count.div_ceil(64)).map(|word| match count - word * 64 {
+            64.. => u64::MAX,
+            rest => (1 << rest) - 1,
+        }));
+        Ok(Self {
+            words,
+            lowest: 0,
+            count,
+        })
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        let word = self.lowest + self.words.get(self.lowest..)?.iter().position(|&word| word != 0)?;
+        let bit = self.words[word].trailing_zeros();
+        self.words[word] &= self.words[word] - 1;
+        self.lowest = word;
+        self.count -= 1;
+        Some(word as u32 * 64 + bit)
+    }
+
+    fn put(&mut self, chunk: u32) {
+        let word = chunk as usize / 64;
+        self.words[word] |= 1 << (chunk % 64);
+        self.lowest = self.lowest.min(word);
+        self.count += 1;
+    }
+}
+
 struct Pool<M: Metadata> {
     used: usize,
     chunks: Vec<Chunk, M>,
     /// Chunks without an owner.
-    free: Vec<u32, M>,
+    free: FreeChunks<M>,
     newest: u32,
     oldest: u32,
 }
@@ -155,17 +196,14 @@ impl<M: Metadata> DeviceMemory<M> {
     ) -> Result<Self, OutOfMetadata> {
         let count = arena.page_count() / PAGES_PER_BLOCK;
         let mut chunks = Vec::new_in(M::default());
-        let mut free = Vec::new_in(M::default());
         chunks.try_reserve_exact(count).map_err(|_| OutOfMetadata)?;
-        free.try_reserve_exact(count).map_err(|_| OutOfMetadata)?;
+        let free = FreeChunks::new(count)?;
         chunks.extend((0..count).map(|_| Chunk {
             owner: None,
             broken: false,
             newer: NIL,
             older: NIL,
         }));
-        // The lowest chunk is taken first, so that page tables of the arena stay few.
-        free.extend((0..count as u32).rev());
         let pool = Mutex::new(Pool {
             used: 0,
             chunks,
@@ -238,7 +276,7 @@ impl<M: Metadata> DeviceMemory<M> {
     /// A chunk for `block`; `None` when all have owners.
     pub(crate) fn grant(&self, block: BlockId) -> Option<Grant> {
         let mut pool = self.pool.lock();
-        let index = pool.free.pop()?;
+        let index = pool.free.take()?;
         let chunk = &mut pool.chunks[index as usize];
         chunk.owner = Some(block);
         let broken = core::mem::replace(&mut chunk.broken, false);
@@ -258,13 +296,12 @@ impl<M: Metadata> DeviceMemory<M> {
         let entry = &mut pool.chunks[chunk.0 as usize];
         entry.owner = None;
         entry.broken |= contents == Contents::Small;
-        // Capacity was reserved for every chunk at the start: this never allocates.
-        pool.free.push(chunk.0);
+        pool.free.put(chunk.0);
     }
 
     /// Chunks without an owner.
     pub(crate) fn free_chunks(&self) -> usize {
-        self.pool.lock().free.len()
+        self.pool.lock().free.count
     }
 
     /// Notes that the chunk was used just now (MEM-3).

@@ -1,5 +1,10 @@
 //! Input that is wrong, too much, or unusual: a clear error or the right result, and never a hang, a crash or a lost byte.
 
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a raw launch and the accesses in its kernel share one reason"
+)]
+
 mod apart;
 
 use std::io::Write;
@@ -199,7 +204,7 @@ fn mig_8_without_budget_pages_stay_and_results_are_right() {
             mirror
                 .launch(memory.words_mut(), |worker, mut part| {
                     part.for_chunks_mut(worker, 0..part.len(), |_, piece| {
-                        piece.iter_mut().for_each(|word| *word += 1)
+                        piece.iter_mut().for_each(|word| *word += 1);
                     })
                 })
                 .unwrap();
@@ -397,7 +402,7 @@ fn without_privileges_it_works_or_says_how_to_get_them() {
             }
             // A process that gave up its privileges is not dumpable: /proc/self belongs to root.
             Err(error @ OpenError::Proc { .. }) => {
-                assert!(error.to_string().contains("cannot open /proc/self"), "{error}")
+                assert!(error.to_string().contains("cannot open /proc/self"), "{error}");
             }
             Err(error) => panic!("{error}"),
         }

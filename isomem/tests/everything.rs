@@ -4,6 +4,11 @@
 //! And the threads that serve faults and run invalidations must not allocate: the global allocator of this test aborts when one of
 //! isomem's own threads calls it (decision 8 of the design; device workers run no kernels here that allocate).
 
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a raw launch and the accesses in its kernel share one reason"
+)]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashMap;
 use std::fmt::Write as _;

@@ -1,6 +1,11 @@
 //! System calls that fail, one site after the other: every call of the API ends, with success or with an error that says what failed; no
 //! byte is lost (PRF-4, MIG-9); and when the trouble is over everything works again.
 
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a raw launch and the accesses in its kernel share one reason"
+)]
+
 mod apart;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -117,7 +122,7 @@ impl Story {
     fn device_writes(&mut self, mirror: &Mirror) {
         let done = mirror.launch(self.memory.words_mut(), |worker, mut part| {
             part.for_chunks_mut(worker, 0..part.len(), |_, piece| {
-                piece.iter_mut().for_each(|word| *word += 1)
+                piece.iter_mut().for_each(|word| *word += 1);
             })
         });
         if self.step("device write", done).is_some() {

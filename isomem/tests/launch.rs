@@ -1,5 +1,10 @@
 //! Kernels on real memory of this process: where pages go, what comes back, and what goes wrong cleanly.
 
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a raw launch and the accesses in its kernel share one reason"
+)]
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -351,7 +356,7 @@ fn a_device_with_less_memory_than_the_data_evicts_and_goes_on() {
     mirror
         .launch(memory.words_mut(), |worker, mut words| {
             words.for_chunks_mut(worker, 0..words.len(), |_, piece| {
-                piece.iter_mut().for_each(|word| *word += 1)
+                piece.iter_mut().for_each(|word| *word += 1);
             })
         })
         .unwrap();
@@ -386,7 +391,7 @@ fn a_hole_is_a_fault_with_its_address_and_what_came_before_is_done() {
         "{fault}"
     );
     // SAFETY: nobody accesses it.
-    let failed = unsafe { mirror.launch_raw(|worker| worker.peek(8 as *const u64)) };
+    let failed = unsafe { mirror.launch_raw(|worker| worker.peek(std::ptr::dangling::<u64>())) };
     assert!(matches!(failed.unwrap_err().fault(), Some(DeviceFault::Hole { addr }) if addr.get() == 8));
     close(device, mirror);
 }

@@ -1,5 +1,10 @@
 //! How devices, mirrors and address spaces begin and end: in every order, under load, in callbacks, across forks and exits.
 
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a raw launch and the accesses in its kernel share one reason"
+)]
+
 mod apart;
 
 use std::process::{ExitStatus, exit};
@@ -156,7 +161,7 @@ fn life_2_after_unregister_no_callback_runs_whatever_other_threads_do() {
                     until_stopped(&|| {
                         mirror.prefetch(second.words()).unwrap();
                         second.check();
-                    })
+                    });
                 });
                 let (mut called, mut probes) = (0, Vec::new());
                 for round in 0..ROUNDS {

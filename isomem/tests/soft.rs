@@ -1,4 +1,9 @@
-//! The software device itself, below the facade: spans, windows, pins in the way of invalidations, and how they end.
+//! The software device itself (DEV-1), below the facade: spans, windows, pins in the way of invalidations, and how they end.
+
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a raw launch and the accesses in its kernel share one reason"
+)]
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::thread;

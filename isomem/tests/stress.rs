@@ -3,6 +3,11 @@
 //!
 //! `ISOMEM_STRESS_SECONDS` sets how long it is tried.
 
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a raw launch and the accesses in its kernel share one reason"
+)]
+
 mod common;
 
 use std::io::{Read, Write};

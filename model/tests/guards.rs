@@ -1,4 +1,4 @@
-//! Under every schedule: nothing after unsubscribe, starts and ends pair, one release; and an empty heap is no hang.
+//! The code that ships (PRF-1), under every schedule: nothing after unsubscribe, starts and ends pair, one release; and an empty heap is no hang.
 //!
 //! Each checker has a planted bug that it must catch: a small notifier that gets the same thing wrong.
 

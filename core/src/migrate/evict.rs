@@ -3,7 +3,7 @@
 //! The block that was not used for longest goes home whole (LRU). The evictor holds nothing in transit while it works, so two of them
 //! never wait for each other (MGR-4).
 
-use crate::addr::{BlockId, PageRange};
+use crate::addr::{BlockId, PageMask, PageRange};
 use crate::devmem::Full;
 use crate::migrate::home::{Homeward, Why};
 use crate::migrate::out::Sender;
@@ -91,7 +91,7 @@ impl<W: World> MmState<W> {
         if guard.fenced() {
             self.note_fenced(&mut homeward);
         }
-        let arrived = self.carry_home(&homeward, Why::Eviction);
+        let arrived = self.carry_home(&homeward, PageMask::NONE, Why::Eviction);
         guard.commit();
         if arrived.pages.is_empty() {
             return false;

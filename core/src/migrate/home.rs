@@ -4,9 +4,9 @@
 
 use core::ops::Range;
 
-use crate::addr::{PageMask, PageRange};
+use crate::addr::{PAGES_PER_BLOCK, PageMask, PageRange};
 use crate::devmem::{Contents, DeviceId};
-use crate::migrate::{Report, SkipReason, bytes};
+use crate::migrate::{Report, SkipReason, bytes, huge_group};
 use crate::mm::MmState;
 use crate::mm::block::{Block, BlockState, Residency, arena_pages};
 use crate::notifier::Cause;
@@ -91,9 +91,13 @@ pub(crate) struct Arrived {
 
 impl<W: World> MmState<W> {
     /// Moves the pages home (no lock held), then settles them. Says what arrived; what did not is still on the device.
-    pub(crate) fn carry_home(&self, homeward: &Homeward<'_, W>, why: Why) -> Arrived {
-        let mut arrived = Arrived::default();
-        for run in homeward.pages.runs() {
+    /// `moved` of them are there already.
+    pub(crate) fn carry_home(&self, homeward: &Homeward<'_, W>, moved: PageMask, why: Why) -> Arrived {
+        let mut arrived = Arrived {
+            pages: moved,
+            ..Arrived::default()
+        };
+        for run in homeward.pages.without(moved).runs() {
             self.carry_run(homeward, run, why, &mut arrived);
         }
         self.settle_home(homeward, &mut arrived);
@@ -321,18 +325,58 @@ impl<W: World> MmState<W> {
             }
             return;
         };
-        for homeward in batch.iter_mut().flatten() {
-            if guard.fenced() {
-                self.note_fenced(homeward);
+        if guard.fenced() {
+            batch
+                .iter_mut()
+                .flatten()
+                .for_each(|homeward| self.note_fenced(homeward));
+        }
+        let mut next = 0;
+        while next < batch.len() {
+            let (group, moved) = self.move_huge_home(&batch[next..]);
+            let end = next + group.max(1);
+            for (index, homeward) in batch[next..end].iter().flatten().enumerate() {
+                let pages = moved.saturating_sub(index * PAGES_PER_BLOCK).min(PAGES_PER_BLOCK);
+                self.finish_home(homeward, PageMask::of(0, pages), why, report);
             }
-            let arrived = self.carry_home(homeward, why);
-            report.copied += arrived.copied;
-            report.moved += arrived.pages.count() - arrived.copied;
-            for run in homeward.pages.without(arrived.pages).without(arrived.discarded).runs() {
-                report.skip(homeward.block.id.pages(run), skip_reason(arrived.stop));
-            }
+            next = end;
         }
         guard.commit();
+    }
+
+    /// Moves whole huge pages of neighbouring blocks by one call. Says how many blocks those were, and how many of their pages arrived.
+    fn move_huge_home(&self, batch: &[Option<Homeward<'_, W>>]) -> (usize, usize) {
+        let whole = |homeward: &Homeward<'_, W>| {
+            let is_whole = homeward.huge && homeward.pages.is_full();
+            is_whole.then(|| (homeward.block.id.first_page(), homeward.base_page))
+        };
+        let group = huge_group(batch, whole);
+        let Some((to, from)) = batch.first().and_then(Option::as_ref).and_then(whole) else {
+            return (0, 0);
+        };
+        let count = group * PAGES_PER_BLOCK;
+        let (Some(to), Some(from)) = (PageRange::from_pages(to, count), PageRange::from_pages(from, count)) else {
+            return (0, 0);
+        };
+        // As in `carry_run`.
+        let _arrivals = self.arrivals.read();
+        if batch[..group]
+            .iter()
+            .flatten()
+            .any(|homeward| !homeward.block.lock().dropped.is_empty())
+        {
+            return (group, 0);
+        }
+        (group, self.world().move_home(from, to).pages)
+    }
+
+    fn finish_home(&self, homeward: &Homeward<'_, W>, moved: PageMask, why: Why, report: &mut Report<W::Meta>) {
+        let arrived = self.carry_home(homeward, moved, why);
+        report.copied += arrived.copied;
+        report.moved += arrived.pages.count() - arrived.copied;
+        for run in homeward.pages.without(arrived.pages).without(arrived.discarded).runs() {
+            report.skip(homeward.block.id.pages(run), skip_reason(arrived.stop));
+        }
     }
 
     /// Settles pages that did not travel.

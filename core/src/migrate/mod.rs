@@ -29,7 +29,7 @@ pub(crate) mod out;
 
 use allocator_api2::vec::Vec;
 
-use crate::addr::{PAGE_SIZE, PageRange};
+use crate::addr::{PAGE_SIZE, PAGES_PER_BLOCK, PageRange};
 use crate::mm::EntryError;
 use crate::world::{Metadata, OutOfMetadata, WorldError};
 
@@ -156,6 +156,22 @@ pub enum MigrateError {
     /// A system call failed.
     #[error(transparent)]
     World(#[from] WorldError),
+}
+
+/// Huge pages that one call moves at most: as long a transit as that of a block of small pages.
+pub(crate) const HUGE_GROUP: usize = 16;
+
+/// How many of `items` from the front are whole huge pages (as `place` says, by first page of block and chunk) in neighbouring blocks and chunks.
+pub(crate) fn huge_group<T>(items: &[Option<T>], place: impl Fn(&T) -> Option<(usize, usize)>) -> usize {
+    let mut places = items.iter().take(HUGE_GROUP).map(|item| item.as_ref().and_then(&place));
+    let Some(Some((block, chunk))) = places.next() else {
+        return 0;
+    };
+    let follows = |(index, other): &(usize, Option<(usize, usize)>)| {
+        let offset = index * PAGES_PER_BLOCK;
+        *other == Some((block + offset, chunk + offset))
+    };
+    (1..).zip(places).take_while(follows).count() + 1
 }
 
 /// Bytes in `pages` pages.

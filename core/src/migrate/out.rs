@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use crate::addr::{BLOCK_SIZE, PAGES_PER_BLOCK, PageMask, PageRange, PageSpan};
 use crate::devmem::{Budget, DeviceMemory};
-use crate::migrate::{Report, SkipReason, bytes};
+use crate::migrate::{HUGE_GROUP, Report, SkipReason, bytes, huge_group};
 use crate::mm::block::{Block, BlockState, Residency, arena_pages};
 use crate::mm::{MmState, Shared};
 use crate::notifier::Cause;
@@ -327,13 +327,23 @@ impl<W: World> MmState<W> {
             .expect("the batch has pages");
         self.look(outward, hull);
         let guard = self.notifier.invalidate(hull, Cause::Migrate, None);
-        for outward in outward.iter_mut().flatten() {
-            if guard.is_ok() {
-                self.carry_block(outward, report);
+        let mut next = 0;
+        while next < outward.len() {
+            let group = if guard.is_ok() {
+                self.move_huge(&mut outward[next..])
             } else {
-                outward.fail_all(report, SkipReason::Changed);
+                0
+            };
+            let end = next + group.max(1);
+            for outward in outward[next..end].iter_mut().flatten() {
+                if guard.is_ok() {
+                    self.carry_block(outward, report);
+                } else {
+                    outward.fail_all(report, SkipReason::Changed);
+                }
+                self.settle_out(sender, outward, report);
             }
-            self.settle_out(sender, outward, report);
+            next = end;
         }
         if let Ok(guard) = guard {
             guard.commit();
@@ -370,16 +380,42 @@ impl<W: World> MmState<W> {
         });
     }
 
-    fn carry_block(&self, outward: &mut Outward<'_, W>, report: &mut Report<W::Meta>) {
-        if outward.huge && outward.broken {
+    /// Moves whole huge pages in neighbouring blocks by one call. Says how many blocks those were; what did not move is left to be moved by
+    /// itself.
+    fn move_huge(&self, batch: &mut [Option<Outward<'_, W>>]) -> usize {
+        for outward in batch
+            .iter()
+            .take(HUGE_GROUP)
+            .flatten()
+            .filter(|outward| outward.huge && outward.broken)
+        {
             self.world()
                 .scrub_arena(arena_pages(outward.base_page, 0..PAGES_PER_BLOCK));
         }
+        let whole = |outward: &Outward<'_, W>| outward.huge.then(|| (outward.block.id.first_page(), outward.base_page));
+        let group = huge_group(batch, whole);
+        let Some((from, to)) = batch.first().and_then(Option::as_ref).and_then(whole) else {
+            return 0;
+        };
+        let count = group * PAGES_PER_BLOCK;
+        let (Some(from), Some(to)) = (PageRange::from_pages(from, count), PageRange::from_pages(to, count)) else {
+            return 0;
+        };
+        let moved = self.world().move_out(from, to).pages;
+        for (index, outward) in batch[..group].iter_mut().flatten().enumerate() {
+            outward.broken = false;
+            let pages = moved.saturating_sub(index * PAGES_PER_BLOCK).min(PAGES_PER_BLOCK);
+            outward.moved = PageMask::of(0, pages);
+        }
+        group
+    }
+
+    fn carry_block(&self, outward: &mut Outward<'_, W>, report: &mut Report<W::Meta>) {
         let holes = outward.pages.and(outward.holes);
         for run in holes.runs() {
             self.zero_run(outward, run, report);
         }
-        for run in outward.pages.without(holes).runs() {
+        for run in outward.pages.without(holes).without(outward.moved).runs() {
             self.move_run(outward, run, report);
         }
     }

@@ -96,7 +96,7 @@ impl<W: World> MmState<W> {
             if guard.fenced() {
                 self.note_fenced(homeward);
             }
-            let arrived = self.carry_home(homeward, Why::Fault);
+            let arrived = self.carry_home(homeward, PageMask::NONE, Why::Fault);
             guard.commit();
             return if arrived.pages.has(index) {
                 Served::Done
