@@ -11,6 +11,9 @@ use crate::row::{Row, time};
 use crate::sys::{Memory, Pages};
 use crate::{BenchError, REPEATS, SIZE};
 
+/// Repeats of the scans: a worker and the main thread run on different processors, whose speed varies from moment to moment.
+const SCANS: usize = 41;
+
 pub(crate) fn scans() -> Result<Vec<Row>, BenchError> {
     Ok(vec![
         scan("scan_device", Placement::OnTouch)?,
@@ -29,7 +32,7 @@ fn scan(name: &'static str, placement: Placement) -> Result<Row, BenchError> {
     }
     let expected: u64 = native.words().iter().sum();
     let (mut value, mut baseline) = (vec![], vec![]);
-    for repeat in 0..=REPEATS {
+    for repeat in 0..=SCANS {
         // Timed on the worker: what a launch costs is not a scan's matter.
         let (ns, sum) = rig.sum(memory.words())?;
         assert_eq!(sum, expected, "the device saw other data than the CPU");

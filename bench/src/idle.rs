@@ -8,10 +8,10 @@ use crate::sys::{Memory, Pages};
 use crate::{BenchError, SIZE};
 
 /// More repeats than elsewhere: the bar is close to 1, and the machine is shared.
-const REPEATS: usize = 15;
+const REPEATS: usize = 61;
 
 pub(crate) fn rows() -> Result<Vec<Row>, BenchError> {
-    let mut memory = Memory::new(SIZE / 4, Pages::Small)?;
+    let mut memory = Memory::new(SIZE / 16, Pages::Small)?;
     let (mut compute, mut faults) = ((vec![], vec![]), (vec![], vec![]));
     for _ in 0..REPEATS {
         compute.1.push(time(compute_loop).0 / 1e6);
@@ -29,7 +29,7 @@ pub(crate) fn rows() -> Result<Vec<Row>, BenchError> {
 
 /// A few milliseconds of arithmetic that the compiler cannot shorten.
 fn compute_loop() -> u64 {
-    (0..20_000_000_u64).fold(1, |sum, step| std::hint::black_box(sum ^ step).rotate_left(5))
+    (0..3_000_000_u64).fold(1, |sum, step| std::hint::black_box(sum ^ step).rotate_left(5))
 }
 
 fn fault_loop(memory: &mut Memory) -> Result<f64, BenchError> {

@@ -1,6 +1,10 @@
 //! What a driver of one's own gets from the core: range faults, snapshots, the DMA hook, and a report of every page.
 
 #![allow(dead_code, reason = "the shared helpers serve other tests, too")]
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "three calls on one mapping share one reason"
+)]
 
 mod apart;
 
