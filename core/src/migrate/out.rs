@@ -464,7 +464,11 @@ impl<W: World> MmState<W> {
                     unshared = Some(page);
                     self.unshare(outward, page)
                 }
-                Some(Stop::Busy) => Err(SkipReason::Pinned),
+                Some(Stop::Busy) => {
+                    // Its own copy did not help, so it does not count: the page stays.
+                    outward.copied -= 1;
+                    Err(SkipReason::Pinned)
+                }
                 // Left there when it could not be dropped; a slot in transit holds nothing of value.
                 Some(Stop::Exists) if cleared != Some(page) => {
                     cleared = Some(page);
