@@ -1,5 +1,7 @@
 //! What isomem costs a program that has it open and does not use it.
 
+use std::time::Duration;
+
 use isomem_core::addr::PAGE_SIZE;
 
 use crate::rig::Rig;
@@ -14,9 +16,11 @@ pub(crate) fn rows() -> Result<Vec<Row>, BenchError> {
     let mut memory = Memory::new(SIZE / 16, Pages::Small)?;
     let (mut compute, mut faults) = ((vec![], vec![]), (vec![], vec![]));
     for _ in 0..REPEATS {
+        settle();
         compute.1.push(time(compute_loop).0 / 1e6);
         faults.1.push(fault_loop(&mut memory)?);
         let rig = Rig::new(SIZE)?;
+        settle();
         compute.0.push(time(compute_loop).0 / 1e6);
         faults.0.push(fault_loop(&mut memory)?);
         drop(rig);
@@ -25,6 +29,11 @@ pub(crate) fn rows() -> Result<Vec<Row>, BenchError> {
         Row::new("idle_compute", "ms", 1.03, compute.0, "without isomem", compute.1),
         Row::new("idle_fault", "ns/page", 1.03, faults.0, "without isomem", faults.1),
     ])
+}
+
+/// Threads that were just started, or ended, are given time to come to rest: idle is what is measured.
+fn settle() {
+    std::thread::sleep(Duration::from_millis(5));
 }
 
 /// A few milliseconds of arithmetic that the compiler cannot shorten.
