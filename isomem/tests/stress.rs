@@ -346,6 +346,49 @@ fn wld_2_a_late_discard_that_meets_a_migration_home_wins() {
     assert_eq!(stale, 0, "pages had their old contents after they were discarded");
 }
 
+#[test]
+fn blk_1_a_fault_on_a_page_that_came_home_meanwhile_leaves_it_in_one_place() {
+    const PAGES: usize = 3;
+    let _alone = alone();
+    map_at(SCRATCH, PAGES);
+    let (_mm, device, mirror) = open(16 * MIB, Placement::OnTouch);
+    // SAFETY: mapped while the test runs, and accessed by atomics only.
+    let words = unsafe { std::slice::from_raw_parts(SCRATCH as *const AtomicU64, PAGES * WORDS_PER_PAGE) };
+    let stop = &AtomicBool::new(false);
+    let counted: u64 = std::thread::scope(|scope| {
+        let away = || {
+            while !stop.load(Ordering::Relaxed) {
+                mirror.migrate_to_device(range(SCRATCH, PAGES)).unwrap();
+            }
+        };
+        let home = || {
+            while !stop.load(Ordering::Relaxed) {
+                let report = mirror.migrate_home(range(SCRATCH, PAGES)).unwrap();
+                assert_eq!(report.skipped, 0, "{report:?}");
+            }
+        };
+        let count = |page: usize| {
+            let mut counted = 0;
+            while !stop.load(Ordering::Relaxed) {
+                words[page * WORDS_PER_PAGE].fetch_add(1, Ordering::Relaxed);
+                counted += 1;
+            }
+            counted
+        };
+        scope.spawn(away);
+        scope.spawn(away);
+        scope.spawn(home);
+        let counting = [0, 1, 2, 0].map(|page| scope.spawn(move || count(page)));
+        std::thread::sleep(Duration::from_secs(5));
+        stop.store(true, Ordering::Relaxed);
+        counting.map(|thread| thread.join().unwrap()).iter().sum()
+    });
+    mirror.unregister();
+    device.unregister().unwrap();
+    assert_eq!(words.iter().map(|word| word.load(Ordering::Relaxed)).sum::<u64>(), counted);
+    unmap_raw(range(SCRATCH, PAGES));
+}
+
 fn pages_away(mirror: &Mirror, pages: PageRange) -> usize {
     let snapshot = mirror.snapshot(pages).unwrap();
     let away = snapshot

@@ -93,12 +93,7 @@ impl Pagee for Simple {
         &self.0.world
     }
 
-    fn cpu_fault(&self, addr: VirtAddr, fault: CpuFault) -> Served {
-        if fault == CpuFault::WriteProtected {
-            self.0.protected.fetch_add(1, Ordering::SeqCst);
-            self.0.world.write_protect(addr.page(), false).unwrap();
-            return Served::Done;
-        }
+    fn cpu_fault(&self, addr: VirtAddr) -> Served {
         let home = *self.0.home.lock().unwrap();
         if !home.contains(addr.get()) {
             return Served::Hole;
@@ -121,7 +116,12 @@ impl Pagee for Simple {
         Served::Done
     }
 
-    fn fill_hole(&self, addr: VirtAddr, _: CpuFault) -> Served {
+    fn fill_hole(&self, addr: VirtAddr, fault: CpuFault) -> Served {
+        if fault == CpuFault::WriteProtected {
+            self.0.protected.fetch_add(1, Ordering::SeqCst);
+            self.0.world.write_protect(addr.page(), false).unwrap();
+            return Served::Done;
+        }
         let filled = self.0.world.fill_zero(addr.page()).pages;
         self.0.holes.fetch_add(filled, Ordering::SeqCst);
         if filled == 0 { Served::Again } else { Served::Done }

@@ -8,7 +8,7 @@ use crate::addr::{PAGES_PER_BLOCK, PageMask, PageRange};
 use crate::devmem::{Contents, DeviceId};
 use crate::migrate::{Report, SkipReason, bytes, huge_group};
 use crate::mm::MmState;
-use crate::mm::block::{Block, BlockState, Residency, arena_pages};
+use crate::mm::block::{Block, BlockState, Residency, Waiting, arena_pages};
 use crate::notifier::Cause;
 use crate::stats::add;
 use crate::world::{Stop, World};
@@ -220,8 +220,7 @@ impl<W: World> MmState<W> {
         }
         let charge = residency.charge.clone();
         state.dropped = state.dropped.without(homeward.pages);
-        let waiting = homeward.block.settle(&mut state, homeward.pages);
-        let arena_waiters = core::mem::take(&mut state.arena_waiters);
+        let mut waiting = homeward.block.settle(&mut state, homeward.pages);
         drop(state);
         if let Some(memory) = memory {
             memory.unreserve(gone.count(), &charge);
@@ -232,11 +231,8 @@ impl<W: World> MmState<W> {
             );
         }
         // Moves and copies have woken who waited for what arrived.
-        self.wake_settled(
-            homeward.block,
-            waiting.without(arrived.pages),
-            arena_waiters.then_some(homeward.base_page),
-        );
+        waiting.pages = waiting.pages.without(arrived.pages);
+        self.wake_settled(homeward.block, waiting);
     }
 
     /// Gives the chunk back when nothing is in it, unless an access through a stale pin may still be on its way to it.
@@ -257,13 +253,12 @@ impl<W: World> MmState<W> {
         }
     }
 
-    pub(crate) fn wake_settled(&self, block: &Block<W::Meta>, waiting: PageMask, arena: Option<usize>) {
-        for run in waiting.runs() {
+    pub(crate) fn wake_settled(&self, block: &Block<W::Meta>, waiting: Waiting) {
+        for run in waiting.pages.runs() {
             self.world().wake(block.id.pages(run));
         }
-        if let Some(base_page) = arena {
-            self.world()
-                .wake_arena(arena_pages(base_page, 0..crate::addr::PAGES_PER_BLOCK));
+        for base_page in waiting.arenas.into_iter().flatten() {
+            self.world().wake_arena(arena_pages(base_page, 0..PAGES_PER_BLOCK));
         }
     }
 

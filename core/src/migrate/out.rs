@@ -584,7 +584,6 @@ impl<W: World> MmState<W> {
         let empty = residency.pages.is_empty();
         let charge = residency.charge.clone();
         let waiting = outward.block.settle(&mut state, outward.pages);
-        let arena = core::mem::take(&mut state.arena_waiters).then_some(outward.base_page);
         drop(state);
         let unused = outward.pages.without(stays).count();
         if unused > 0 {
@@ -593,7 +592,7 @@ impl<W: World> MmState<W> {
         if empty {
             self.free_if_empty(outward.block, sender.memory, crate::devmem::Contents::Small);
         }
-        self.wake_settled(outward.block, waiting, arena);
+        self.wake_settled(outward.block, waiting);
         report.zeroed += outward.zeroed.count();
         report.copied += outward.copied;
         report.moved += outward.moved.count() - outward.copied.min(outward.moved.count());

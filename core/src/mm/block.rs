@@ -105,6 +105,17 @@ impl<M: Metadata> BlockState<M> {
     }
 }
 
+/// Who is to be woken when pages have settled.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// Pages that CPU threads wait for.
+    pub(crate) pages: PageMask,
+    /// Chunks, by their first arena page, in which device threads wait. The one who waits may have asked in another chunk of the block than
+    /// the one that the pages travelled to or from.
+    pub(crate) arenas: [Option<usize>; RESIDENCIES],
+}
+
 /// Two MiB of the address space.
 pub(crate) struct Block<M: Metadata> {
     pub(crate) id: BlockId,
@@ -143,8 +154,8 @@ impl<M: Metadata> Block<M> {
         state
     }
 
-    /// Ends the transit of `pages` and says which of them CPU threads wait for; the caller wakes those after unlocking.
-    pub(crate) fn settle(&self, state: &mut BlockState<M>, pages: PageMask) -> PageMask {
+    /// Ends the transit of `pages` and says who waits for them; the caller wakes those after unlocking.
+    pub(crate) fn settle(&self, state: &mut BlockState<M>, pages: PageMask) -> Waiting {
         debug_assert_eq!(
             state.transit.and(pages),
             pages,
@@ -156,7 +167,11 @@ impl<M: Metadata> Block<M> {
         if state.sleepers > 0 {
             self.settled.notify_all();
         }
-        waiting
+        let mut arenas = [None; RESIDENCIES];
+        if core::mem::take(&mut state.arena_waiters) {
+            arenas = state.residencies.each_ref().map(|slot| slot.as_ref().map(|r| r.base_page));
+        }
+        Waiting { pages: waiting, arenas }
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Served {
     Done,
     /// Somebody has the page in transit, and will wake who waits.
     InTransit,
-    /// Nothing is known of the page: the program never touched it. Only the thread that reads events may fill it.
+    /// The page is at home. Only the thread that reads events may fill it, where it is a hole: [`MmState::fill_hole`].
     Hole,
     /// Not now: let the thread run into the fault again, after events were read.
     Again,
@@ -53,12 +53,12 @@ const ATTEMPTS: usize = 3;
 
 impl<W: World> MmState<W> {
     /// Serves a CPU fault at `addr`: brings the page home, and pages around it while access is sequential.
-    pub fn cpu_fault(&self, addr: VirtAddr, fault: CpuFault) -> Served {
+    pub fn cpu_fault(&self, addr: VirtAddr) -> Served {
         let began = self.world().now_ns();
         let id = BlockId::of(addr);
         let index = addr.get() / PAGE_SIZE - id.first_page();
         let Some(block) = self.blocks.get(id) else {
-            return self.not_ours(addr, fault);
+            return Served::Hole;
         };
         let mut state = block.lock();
         if state.transit.has(index) {
@@ -68,8 +68,7 @@ impl<W: World> MmState<W> {
             return Served::InTransit;
         }
         let Some(residency) = state.holding(index) else {
-            drop(state);
-            return self.not_ours(addr, fault);
+            return Served::Hole;
         };
         let device = residency.device;
         let window = self.streams.window(addr.get() / PAGE_SIZE).min(PAGES_PER_BLOCK - index);
@@ -108,24 +107,30 @@ impl<W: World> MmState<W> {
         Served::Again
     }
 
-    fn not_ours(&self, addr: VirtAddr, fault: CpuFault) -> Served {
-        match fault {
-            CpuFault::Missing(_) => Served::Hole,
-            // Left from a copy that ended; nobody else protects pages.
-            CpuFault::WriteProtected => match self.world().write_protect(addr.page(), false) {
-                Ok(()) => Served::Done,
-                Err(_) => Served::Again,
-            },
-        }
-    }
-
-    /// Serves a fault on a page that is nowhere: the program touched it for the first time. Only for the thread that reads the
-    /// world's events, between two reads: then a change of the address space that it has not seen makes the kernel refuse.
+    /// Serves a fault on a page that is at home: the program touched it for the first time, or it came home since. Only for the thread that
+    /// reads the world's events, between two reads: then a change of the address space that it has not seen makes the kernel refuse.
     ///
     /// A block with nothing on a device is no longer tracked, so that its other pages fault natively; else the page gets zeroes.
     pub fn fill_hole(&self, addr: VirtAddr, fault: CpuFault) -> Served {
-        if self.cpu_fault_again(addr) {
-            return self.cpu_fault(addr, fault);
+        // While this is held no page begins to leave, so what is found at home is still there when it is filled or unprotected. Without it the
+        // page could have come home since it faulted, and leave again just before: then it would be in two places (BLK-1), or be written
+        // while it is copied (MIG-3).
+        let areas = self.lock_areas();
+        let id = BlockId::of(addr);
+        let at_home = self
+            .blocks
+            .get(id)
+            .map_or(PageMask::FULL, |block| block.lock().at_home());
+        if !at_home.has(addr.get() / PAGE_SIZE - id.first_page()) {
+            drop(areas);
+            return self.cpu_fault(addr);
+        }
+        if fault == CpuFault::WriteProtected {
+            // Left from a copy that ended; nobody else protects pages.
+            return match self.world().write_protect(addr.page(), false) {
+                Ok(()) => Served::Done,
+                Err(_) => Served::Again,
+            };
         }
         add(&self.counters.cpu_faults_untouched, 1);
         // Filling first: while an event is unread the kernel refuses to fill, but it would not refuse to stop tracking.
@@ -135,26 +140,11 @@ impl<W: World> MmState<W> {
             Some(Stop::Exists) => self.world().wake(addr.page()),
             Some(_) => return Served::Again,
         }
-        self.untrack_idle(BlockId::of(addr));
-        Served::Done
-    }
-
-    /// Whether the page is away or in transit after all.
-    fn cpu_fault_again(&self, addr: VirtAddr) -> bool {
-        let id = BlockId::of(addr);
-        let index = addr.get() / PAGE_SIZE - id.first_page();
-        self.blocks
-            .get(id)
-            .is_some_and(|block| !block.lock().at_home().has(index))
-    }
-
-    fn untrack_idle(&self, id: BlockId) {
-        // The areas lock keeps migrations from putting pages of the block in transit; if one has it, the block stays tracked.
-        let Some(_areas) = self.try_lock_areas() else { return };
-        if self.blocks.get(id).is_none_or(|block| block.lock().at_home().is_full()) {
+        if at_home.is_full() {
             // Left tracked where that fails: other pages then get their zeroes here, too.
             let _ = self.world().untrack(id.range());
         }
+        Served::Done
     }
 
     /// Serves a device's access to an arena page that is not there: its page went home while the device held a pin on it. The page is

@@ -116,7 +116,7 @@ impl<W: World> MmState<W> {
             memory.unreserve(pages.count(), charge);
             self.free_if_empty(block, &memory, crate::devmem::Contents::Small);
         }
-        self.wake_settled(block, waiting, None);
+        self.wake_settled(block, waiting);
     }
 
     /// Brings the pages of a mapping that moved to where it is now.

@@ -293,10 +293,6 @@ impl<W: World> MmState<W> {
         self.areas.lock()
     }
 
-    pub(crate) fn try_lock_areas(&self) -> Option<MutexGuard<'_, ()>> {
-        self.areas.try_lock()
-    }
-
     /// The memory of device `id`.
     pub(crate) fn memory(&self, id: DeviceId) -> Option<Memory<W>> {
         self.devices.lock()[id.0 as usize].clone()

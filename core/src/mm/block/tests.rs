@@ -35,7 +35,7 @@ fn mig_3_settling_tells_who_waits_and_only_for_the_pages_that_settled() {
     let mut state = block.lock();
     state.transit = PageMask::of(0, 8);
     state.waiters = PageMask::of(2, 6);
-    assert_eq!(block.settle(&mut state, PageMask::of(0, 4)), PageMask::of(2, 4));
+    assert_eq!(block.settle(&mut state, PageMask::of(0, 4)).pages, PageMask::of(2, 4));
     assert_eq!(state.transit, PageMask::of(4, 8));
     assert_eq!(state.waiters, PageMask::of(4, 6));
 }
@@ -67,7 +67,7 @@ fn a_waiter_sleeps_until_its_pages_settle() {
         while block.lock().sleepers == 0 {
             std::thread::yield_now();
         }
-        block.settle(&mut block.lock(), PageMask::of(0, 2));
+        let _ = block.settle(&mut block.lock(), PageMask::of(0, 2));
         assert!(waiter.join().unwrap());
     });
 }
