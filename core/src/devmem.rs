@@ -204,15 +204,18 @@ impl<M: Metadata> DeviceMemory<M> {
             newer: NIL,
             older: NIL,
         }));
-        let pool = Mutex::new(Pool {
-            used: 0,
-            chunks,
-            free,
-            newest: NIL,
-            oldest: NIL,
-        });
+        let pool = Mutex::new(
+            "pool",
+            Pool {
+                used: 0,
+                chunks,
+                free,
+                newest: NIL,
+                oldest: NIL,
+            },
+        );
         let (failed, mirrors) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let listeners = Mutex::new(Vec::new_in(M::default()));
+        let listeners = Mutex::new("listeners", Vec::new_in(M::default()));
         Ok(Self {
             id,
             name,

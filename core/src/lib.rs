@@ -20,7 +20,8 @@ pub mod mirror;
 pub mod mm;
 pub mod notifier;
 pub mod stats;
-mod sync;
+#[doc(hidden)]
+pub mod sync;
 pub mod world;
 
 pub use devmem::DeviceId;

@@ -385,7 +385,10 @@ fn blk_1_a_fault_on_a_page_that_came_home_meanwhile_leaves_it_in_one_place() {
     });
     mirror.unregister();
     device.unregister().unwrap();
-    assert_eq!(words.iter().map(|word| word.load(Ordering::Relaxed)).sum::<u64>(), counted);
+    assert_eq!(
+        words.iter().map(|word| word.load(Ordering::Relaxed)).sum::<u64>(),
+        counted
+    );
     unmap_raw(range(SCRATCH, PAGES));
 }
 

@@ -133,7 +133,7 @@ impl<W: World> DeviceHandle<W> {
             memory: self.memory.clone(),
             device,
             table: Table::new()?,
-            update: Mutex::new(()),
+            update: Mutex::new("mirror update", ()),
             budget: share_budget::<W>(self.budget_pages)?,
             released: AtomicBool::new(false),
             streams: Streams::new(),

@@ -41,7 +41,7 @@ use crate::world::{Access, Metadata, OutOfMetadata};
 pub const PINS_PER_SLOT: usize = 4;
 
 /// Looks at a pin before pausing: most last for less than a microsecond.
-const SPINS: u32 = if cfg!(feature = "loom") { 1 } else { 200 };
+const SPINS: u32 = if crate::sync::MODEL { 1 } else { 200 };
 
 /// The pins of one device: a slot for each worker. See the module.
 pub struct Pins<M: Metadata> {

@@ -127,15 +127,18 @@ impl<M: Metadata> Block<M> {
     fn new(id: BlockId) -> Self {
         Self {
             id,
-            state: Mutex::new(BlockState {
-                residencies: [const { None }; RESIDENCIES],
-                transit: PageMask::NONE,
-                waiters: PageMask::NONE,
-                arena_waiters: false,
-                dropped: PageMask::NONE,
-                sleepers: 0,
-            }),
-            settled: Condvar::new(),
+            state: Mutex::new(
+                "block",
+                BlockState {
+                    residencies: [const { None }; RESIDENCIES],
+                    transit: PageMask::NONE,
+                    waiters: PageMask::NONE,
+                    arena_waiters: false,
+                    dropped: PageMask::NONE,
+                    sleepers: 0,
+                },
+            ),
+            settled: Condvar::new("settled"),
         }
     }
 
@@ -169,7 +172,10 @@ impl<M: Metadata> Block<M> {
         }
         let mut arenas = [None; RESIDENCIES];
         if core::mem::take(&mut state.arena_waiters) {
-            arenas = state.residencies.each_ref().map(|slot| slot.as_ref().map(|r| r.base_page));
+            arenas = state
+                .residencies
+                .each_ref()
+                .map(|slot| slot.as_ref().map(|r| r.base_page));
         }
         Waiting { pages: waiting, arenas }
     }

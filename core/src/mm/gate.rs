@@ -18,8 +18,8 @@ pub(crate) struct Gate {
 impl Gate {
     pub(crate) fn new() -> Self {
         Self {
-            state: Mutex::new(State { passes: 0, closed: 0 }),
-            changed: Condvar::new(),
+            state: Mutex::new("gate", State { passes: 0, closed: 0 }),
+            changed: Condvar::new("gate"),
         }
     }
 

@@ -32,7 +32,7 @@ use core::fmt;
 use std::time::{Duration, Instant};
 
 use crate::addr::PageRange;
-use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard};
+use crate::sync::{AtomicU64, Condvar, MODEL, Mutex, MutexGuard};
 use crate::world::{Metadata, OutOfMetadata};
 
 mod callback;
@@ -51,9 +51,9 @@ use slots::Slots;
 use subscribe::List;
 
 /// Invalidations in flight at a time. One less than the bits of a subscription's word: the last says that it is dying.
-pub(crate) const ACTIVE_SLOTS: usize = if cfg!(feature = "loom") { 3 } else { 63 };
+pub(crate) const ACTIVE_SLOTS: usize = if MODEL { 3 } else { 63 };
 /// Reads in flight at a time: the bits of the word that says which are stale.
-pub(crate) const READ_SLOTS: usize = if cfg!(feature = "loom") { 2 } else { 64 };
+pub(crate) const READ_SLOTS: usize = if MODEL { 2 } else { 64 };
 
 /// Why a mapping changes (INV-1).
 #[doc(alias = "mmu_notifier_event")]
@@ -276,8 +276,8 @@ impl<M: Metadata> Inner<M> {
             stats: Stats::default(),
         };
         Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
+            state: Mutex::new("notifier state", state),
+            changed: Condvar::new("notifier changed"),
             stale: AtomicU64::new(0),
         }
     }
@@ -313,7 +313,7 @@ struct Deadline(Option<Instant>);
 
 impl Deadline {
     fn after(duration: Duration) -> Self {
-        if cfg!(feature = "loom") {
+        if MODEL {
             return Self(None);
         }
         Self(Instant::now().checked_add(duration))

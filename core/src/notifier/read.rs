@@ -23,7 +23,7 @@ use crate::sync::{MutexGuard, Ordering};
 use crate::world::Metadata;
 
 /// Attempts before a reader gets a ticket.
-pub(super) const PATIENCE: u32 = if cfg!(feature = "loom") { 1 } else { 8 };
+pub(super) const PATIENCE: u32 = if crate::sync::MODEL { 1 } else { 8 };
 /// How long a reader tries unless told otherwise.
 const TIME_LIMIT: Duration = Duration::from_secs(1);
 

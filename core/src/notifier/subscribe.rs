@@ -277,7 +277,7 @@ impl<M: Metadata> Notifier<M> {
         subscriber: M::Shared<dyn Subscriber>,
     ) -> Result<Subscription<M>, OutOfMetadata> {
         let owner = subscriber.owner();
-        let seat = Mutex::new(Seat::Live(subscriber));
+        let seat = Mutex::new("seat", Seat::Live(subscriber));
         let entry = M::share(Entry {
             interval,
             owner,

@@ -1,4 +1,4 @@
-//! What pins promise, on one thread; `model/tests/pin.rs` has the races.
+//! What pins promise, on one thread; `model/loom/tests/pin.rs` has the races.
 
 use std::cell::Cell;
 

@@ -8,7 +8,7 @@ use crate::sync::{AtomicU32, Ordering};
 use crate::world::Access;
 
 /// Counters; blocks share them by number, so that a flush of one may void lines of another.
-const GENERATIONS: usize = if cfg!(feature = "loom") { 2 } else { 64 };
+const GENERATIONS: usize = if crate::sync::MODEL { 2 } else { 64 };
 /// Translations that a worker keeps.
 const LINES: usize = 64;
 

@@ -8,7 +8,7 @@ use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
 /// Slots by which an address is cut.
 pub(super) const FANOUT: usize = 512;
 /// Slots that are really there: a model checker affords only the first few.
-pub(super) const SLOTS: usize = if cfg!(feature = "loom") { 2 } else { FANOUT };
+pub(super) const SLOTS: usize = if crate::sync::MODEL { 2 } else { FANOUT };
 
 /// A bigger leaf was set above the directory while its update was on the way down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Slots {
         Self {
             entries: array::from_fn(|_| AtomicU64::new(0)),
             valid: AtomicU32::new(0),
-            lock: Mutex::new(()),
+            lock: Mutex::new("directory", ()),
         }
     }
 

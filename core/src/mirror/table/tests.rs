@@ -1,4 +1,4 @@
-//! What the table promises, on one thread; `model/tests/table.rs` has the races. TBL-1 to TBL-3 are DPT-1 to DPT-3.
+//! What the table promises, on one thread; `model/loom/tests/table.rs` has the races. TBL-1 to TBL-3 are DPT-1 to DPT-3.
 
 use std::collections::BTreeMap;
 

@@ -13,7 +13,7 @@ use isomem_core::device::DeviceAddr;
 use isomem_core::mirror::pin::Pins;
 use isomem_core::mirror::table::{Entry, Flags, Table};
 use isomem_core::world::Access;
-use isomem_model::ModelHeap;
+use isomem_loom::ModelHeap;
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::thread;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use isomem_core::addr::{BlockId, PAGE_SIZE, PageRange, VirtAddr};
 use isomem_core::device::DeviceAddr;
 use isomem_core::mirror::table::{Entry, Flags, Table};
-use isomem_model::ModelHeap;
+use isomem_loom::ModelHeap;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 

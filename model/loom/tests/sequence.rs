@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use isomem_core::addr::{PAGE_SIZE, PageRange};
 use isomem_core::notifier::{Answer, Attempt, CallbackScope, Cause, Invalidation, Notifier, Read, Subscriber};
-use isomem_model::ModelHeap;
+use isomem_loom::ModelHeap;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;

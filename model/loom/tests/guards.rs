@@ -7,7 +7,7 @@ use std::sync::Arc as StdArc;
 use isomem_core::addr::{PAGE_SIZE, PageRange};
 use isomem_core::notifier::{Answer, CallbackScope, Cause, Inside, Invalidation, Notifier, Outcome, Subscriber};
 use isomem_core::world::Metadata;
-use isomem_model::ModelHeap;
+use isomem_loom::ModelHeap;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;

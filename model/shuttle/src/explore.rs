@@ -1,0 +1,1 @@
+//! Runs a story under many schedules.

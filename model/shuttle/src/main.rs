@@ -1,0 +1,3 @@
+//! The checker's program; `isomem check` builds and runs it.
+
+fn main() {}
