@@ -34,7 +34,7 @@ use crate::sys::maps::Maps;
 use crate::sys::metadata::MetadataHeap;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::thread::{OwnThread, SpawnError, StackSize};
-use crate::sys::uffd::{Features, Protection, Uffd, Waiters};
+use crate::sys::uffd::{Features, Progress, Protection, Uffd, Waiters};
 use drive::{Border, drive, persist};
 
 /// Why the process could not be opened as a world.
@@ -186,14 +186,34 @@ impl Linux {
         })
     }
 
-    fn relink(uffd: &Uffd, from: PageRange, to: PageRange) -> (usize, Option<Errno>) {
+    /// Moves pages, which nobody else moves meanwhile (BLK-2).
+    ///
+    /// Linux 6.18 has it that a move which had to begin anew inside the kernel, as when the CPU sets a page's accessed bit at that moment, relinks pages
+    /// and then says EEXIST about them (`docs/decisions/0006-moves-that-are-denied.md`). Where the source is a hole and the destination has a page, it is
+    /// this very page.
+    fn relink(&self, uffd: &Uffd, from: PageRange, to: PageRange) -> (usize, Option<Errno>) {
         debug_assert_eq!(from.page_count(), to.page_count());
         if !uffd.features().move_() {
             return (0, Some(Errno::INVAL));
         }
         drive(to, Border::Invalid, |part| {
-            uffd.move_(part, counterpart(part, to, from), Waiters::Wake)
+            let source = counterpart(part, to, from);
+            let progress = uffd.move_(part, source, Waiters::Wake);
+            if progress.bytes > 0 || progress.errno != Some(Errno::EXIST) || !self.has_moved(source, part.start()) {
+                return progress;
+            }
+            // Denied, so nobody was woken.
+            let _ = persist(|| uffd.wake(part.take(1)));
+            Progress {
+                bytes: PAGE_SIZE,
+                errno: Some(Errno::AGAIN),
+            }
         })
+    }
+
+    fn has_moved(&self, source: usize, destination: usize) -> bool {
+        let there = self.pte_at(destination / PAGE_SIZE);
+        self.pte_at(source / PAGE_SIZE) == Some(Pte::None) && there.is_some_and(|pte| pte != Pte::None)
     }
 }
 
@@ -383,7 +403,7 @@ impl World for Linux {
     }
 
     fn move_out(&self, from: PageRange, to: ArenaRange) -> Moved {
-        let (pages, errno) = Self::relink(&self.arena, from, to);
+        let (pages, errno) = self.relink(&self.arena, from, to);
         moved((pages, errno), |errno| match errno {
             Errno::NOENT if self.pte_at(from.first_page() + pages) == Some(Pte::None) => Stop::Hole,
             other => stop(other),
@@ -391,7 +411,7 @@ impl World for Linux {
     }
 
     fn move_home(&self, from: ArenaRange, to: PageRange) -> Moved {
-        let (pages, errno) = Self::relink(&self.program, from, to);
+        let (pages, errno) = self.relink(&self.program, from, to);
         moved((pages, errno), |errno| match errno {
             Errno::NOENT if self.pte_at(from.first_page() + pages) == Some(Pte::None) => Stop::Hole,
             other => stop(other),

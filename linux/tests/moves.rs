@@ -325,3 +325,29 @@ fn tracking_nothing_is_an_error() {
         })
     ));
 }
+
+#[test]
+fn mig_9_a_move_that_happened_and_is_denied_counts_as_done() {
+    let program = Program::filled(4);
+    let world = world();
+    let arena = arena(&world, 4);
+    world.track(program.range).unwrap();
+    // What the kernel leaves behind when it denies a move that it made.
+    assert_eq!(
+        world.move_out(program.part(1, 2), arena.skip(1).unwrap().take(2)),
+        moved(2, DONE)
+    );
+    assert_eq!(world.move_out(program.range, arena), moved(4, DONE));
+    assert_eq!(ptes(&world, program.range), [(4, Pte::None)]);
+    assert_eq!(world.move_home(arena.take(1), program.part(0, 1)), moved(1, DONE));
+    assert_eq!(world.move_home(arena, program.range), moved(4, DONE));
+    check(program.range, 0);
+    // But a page that is in the way stays in the way.
+    assert_eq!(world.move_out(program.part(0, 1), arena.take(1)), moved(1, DONE));
+    world.untrack(program.range).unwrap();
+    write(program.range, 0, 9);
+    assert_eq!(
+        world.move_out(program.part(0, 1), arena.take(1)),
+        moved(0, Some(Stop::Exists))
+    );
+}

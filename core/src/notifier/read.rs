@@ -24,8 +24,8 @@ use crate::world::Metadata;
 
 /// Attempts before a reader gets a ticket.
 pub(super) const PATIENCE: u32 = if crate::sync::MODEL { 1 } else { 8 };
-/// How long a reader tries unless told otherwise.
-const TIME_LIMIT: Duration = Duration::from_secs(1);
+/// How long a reader tries unless told otherwise: on a machine with much more to do than processors, one migration can take a second.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// A read could not begin. It holds nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
