@@ -10,7 +10,7 @@ use core::ops::Deref;
 
 use allocator_api2::alloc::Allocator;
 
-use crate::addr::{PageRange, VirtAddr};
+use crate::addr::{BlockId, PageMask, PageRange, VirtAddr};
 use crate::notifier::Subscriber;
 
 /// What a reader or a writer wants of a page.
@@ -187,6 +187,10 @@ pub trait World: Send + Sync + Sized + 'static {
 
     /// The areas in `range`, in address order; what is in none of them is a hole.
     fn areas(&self, range: PageRange, each: &mut dyn FnMut(Area)) -> Result<(), WorldError>;
+
+    /// The pages of `block` that must not leave, because somebody writes them in a way that no fault is served for: on Linux the word that
+    /// the kernel clears when a thread ends.
+    fn needed_at_home(&self, block: BlockId) -> Result<PageMask, WorldError>;
 
     /// The CPU's page table over `range`, in address order, gapless.
     fn scan(&self, range: PageRange, each: &mut dyn FnMut(PteRun)) -> Result<(), WorldError>;

@@ -460,6 +460,65 @@ fn mig_2_system_calls_reach_migrated_memory() {
     device.unregister().unwrap();
 }
 
+/// Where the kernel writes when the calling thread has ended.
+fn own_control_block() -> usize {
+    let mut at = 0_usize;
+    // SAFETY: the call writes one word to `at`.
+    let answer = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut at, 0, 0, 0) };
+    assert_eq!(answer, 0, "PR_GET_TID_ADDRESS: {}", std::io::Error::last_os_error());
+    at / PAGE_SIZE * PAGE_SIZE
+}
+
+/// The kernel's last write for a thread is one that it serves no fault for, and who joins the thread waits for it.
+#[test]
+fn mig_2_threads_that_end_while_their_stacks_migrate_are_joined() {
+    const THREADS: usize = 4;
+    let _alone = alone();
+    let (_mm, device, mirror) = open(64 * MIB, Placement::InPlace);
+    let blocks = [const { AtomicU64::new(0) }; THREADS];
+    let (joined, running, stop) = (
+        AtomicU64::new(0),
+        AtomicU64::new(THREADS as u64),
+        AtomicBool::new(false),
+    );
+    let mut sent = 0;
+    std::thread::scope(|scope| {
+        for block in &blocks {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let thread = std::thread::spawn(own_control_block);
+                    block.store(thread.join().unwrap() as u64, Ordering::Relaxed);
+                    joined.fetch_add(1, Ordering::Relaxed);
+                }
+                running.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        let end = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < end {
+            for block in &blocks {
+                let page = block.load(Ordering::Relaxed) as usize;
+                // The page itself, and those that the thread's frames are on.
+                if let Ok(around) = PageRange::new(page.saturating_sub(3 * PAGE_SIZE), 4 * PAGE_SIZE)
+                    && let Ok(report) = mirror.migrate_to_device(around)
+                {
+                    sent += report.migrated();
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        while running.load(Ordering::Relaxed) > 0 {
+            if end.elapsed() > Duration::from_secs(30) {
+                eprintln!("a thread that ended is not joined");
+                std::process::abort();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    assert!(sent > 0 && joined.into_inner() > 100, "hardly anything happened");
+    mirror.unregister();
+    device.unregister().unwrap();
+}
+
 #[test]
 fn mig_4_children_by_libc_and_by_the_bare_call_have_what_is_away() {
     const PAGES: usize = 1100;

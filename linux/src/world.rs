@@ -19,7 +19,7 @@
 mod announce;
 pub(crate) mod drive;
 
-use isomem_core::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use isomem_core::addr::{BlockId, PAGE_SIZE, PageMask, PageRange, VirtAddr};
 use isomem_core::world::{
     Access, Area, ArenaRange, Moved, OutOfMetadata, PopulateError, Pte, PteRun, Stop, World, WorldError,
 };
@@ -34,6 +34,7 @@ use crate::sys::maps::Maps;
 use crate::sys::metadata::MetadataHeap;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::thread::{OwnThread, SpawnError, StackSize};
+use crate::sys::thread_blocks::ThreadBlocks;
 use crate::sys::uffd::{Features, Progress, Protection, Uffd, Waiters};
 use drive::{Border, drive, persist};
 
@@ -79,6 +80,7 @@ pub struct Linux {
     pagemap: Pagemap,
     maps: Maps,
     exclusions: Exclusions,
+    thread_blocks: ThreadBlocks,
     own: OwnChanges,
     mark: ForkMark,
     /// A page of the program's descriptor: discarding it is an event, which the reader then reads.
@@ -119,6 +121,7 @@ impl Linux {
         let pagemap = Pagemap::open().map_err(proc("/proc/self/pagemap"))?;
         let maps = Maps::open().map_err(proc("/proc/self/maps"))?;
         let exclusions = Exclusions::new()?;
+        let thread_blocks = ThreadBlocks::open().map_err(proc("/proc/self/task"))?;
         let mark = ForkMark::new().map_err(map)?;
         let services = Services::start(Services::default_threads())?;
         let own = OwnChanges::new();
@@ -128,6 +131,7 @@ impl Linux {
             pagemap,
             maps,
             exclusions,
+            thread_blocks,
             own,
             mark,
             bell,
@@ -320,6 +324,12 @@ impl World for Linux {
         self.maps
             .in_range(range, &mut |vma| self.exclusions.classify(&vma, range, each))
             .map_err(failed("PROCMAP_QUERY", range))
+    }
+
+    fn needed_at_home(&self, block: BlockId) -> Result<PageMask, WorldError> {
+        self.thread_blocks
+            .in_block(block, || self.now_ns())
+            .map_err(failed("get_robust_list", block.range()))
     }
 
     fn scan(&self, range: PageRange, each: &mut dyn FnMut(PteRun)) -> Result<(), WorldError> {

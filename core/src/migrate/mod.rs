@@ -45,6 +45,8 @@ pub enum SkipReason {
     NotAnonymous,
     /// isomem's own memory, or that of a loaded program or library.
     Excluded,
+    /// It holds the control block of a thread, which the kernel writes when the thread ends.
+    ThreadBlock,
     /// Pinned for I/O by the kernel: moving it would lose what the I/O writes.
     Pinned,
     /// Another migration had it.
@@ -68,6 +70,7 @@ impl core::fmt::Display for SkipReason {
             Self::NoAccess => f.write_str("no access (PROT_NONE)"),
             Self::NotAnonymous => f.write_str("not private anonymous memory; it is mapped in place"),
             Self::Excluded => f.write_str("isomem's own memory or a loaded program's data"),
+            Self::ThreadBlock => f.write_str("holds a thread's control block"),
             Self::Pinned => f.write_str("pinned for I/O"),
             Self::InTransit => f.write_str("in another migration"),
             Self::NoDeviceMemory => f.write_str("device memory is full and nothing can be evicted"),

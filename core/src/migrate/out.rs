@@ -223,6 +223,7 @@ impl<W: World> MmState<W> {
         report: &mut Report<W::Meta>,
     ) -> Result<(), OutError> {
         let block = self.blocks.get_or_insert(span.block)?;
+        let needed = self.world().needed_at_home(span.block)?;
         let mut state = block.lock();
         let already = state
             .on(sender.memory.id)
@@ -233,6 +234,10 @@ impl<W: World> MmState<W> {
             report.skip(span.block.pages(run), SkipReason::InTransit);
         }
         let mut pages = span.mask().and(state.at_home());
+        for run in pages.and(needed).runs() {
+            report.skip(span.block.pages(run), SkipReason::ThreadBlock);
+        }
+        pages = pages.without(needed);
         let fits = limit(pages, batch.reserved);
         for run in pages.without(fits).runs() {
             report.skip(span.block.pages(run), SkipReason::NoDeviceMemory);

@@ -11,4 +11,5 @@ pub mod pagemap;
 pub mod segments;
 pub mod span;
 pub mod thread;
+pub mod thread_blocks;
 pub mod uffd;
