@@ -220,7 +220,7 @@ impl<W: World> MmState<W> {
         }
         let charge = residency.charge.clone();
         state.dropped = state.dropped.without(homeward.pages);
-        let mut waiting = homeward.block.settle(&mut state, homeward.pages);
+        let waiting = homeward.block.settle(&mut state, homeward.pages);
         drop(state);
         if let Some(memory) = memory {
             memory.unreserve(gone.count(), &charge);
@@ -230,8 +230,8 @@ impl<W: World> MmState<W> {
                 if whole { Contents::Huge } else { Contents::Small },
             );
         }
-        // Moves and copies have woken who waited for what arrived.
-        waiting.pages = waiting.pages.without(arrived.pages);
+        // Also for what arrived: the move has woken who waited then, but the program may have dropped the page since, touched it again, and
+        // found it still in transit.
         self.wake_settled(homeward.block, waiting);
     }
 
