@@ -16,7 +16,7 @@ use allocator_api2::vec::Vec;
 
 use crate::addr::{BLOCK_SIZE, BlockId, PAGE_SIZE, PAGES_PER_BLOCK};
 use crate::notifier::Subscriber;
-use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicUsize, MODEL, Mutex, Ordering};
 use crate::world::{ArenaRange, Metadata, OutOfMetadata};
 
 /// Number of a device in its address space.
@@ -42,6 +42,9 @@ impl ChunkId {
 }
 
 const NIL: u32 = u32::MAX;
+
+/// Chunks of an arena beyond four times its capacity.
+const SPARE_CHUNKS: usize = if MODEL { 4 } else { 1024 };
 
 /// How much device memory somebody may hold.
 #[derive(Debug)]
@@ -185,7 +188,7 @@ pub(crate) struct DeviceMemory<M: Metadata> {
 impl<M: Metadata> DeviceMemory<M> {
     /// Bytes of arena for a device of `capacity_bytes`: address space is cheap, so that sparse blocks do not run out of chunks early.
     pub(crate) fn arena_bytes(capacity_bytes: usize) -> usize {
-        (capacity_bytes.div_ceil(BLOCK_SIZE) * 4 + 1024) * BLOCK_SIZE
+        (capacity_bytes.div_ceil(BLOCK_SIZE) * 4 + SPARE_CHUNKS) * BLOCK_SIZE
     }
 
     pub(crate) fn new(

@@ -6,6 +6,8 @@
 //!
 //! Errors carry the raw errno, so that the cause reaches the user.
 
+mod heap;
+
 use core::ops::Deref;
 
 use allocator_api2::alloc::Allocator;

@@ -10,10 +10,11 @@ use crate::migrate::out::Sender;
 use crate::mm::MmState;
 use crate::notifier::Cause;
 use crate::stats::add;
+use crate::sync::MODEL;
 use crate::world::World;
 
 /// Rounds of waiting for pages that others have in transit.
-const PATIENCE: usize = 1000;
+const PATIENCE: usize = if MODEL { 100 } else { 1000 };
 
 impl<W: World> MmState<W> {
     /// Reserves up to `wanted` pages, evicting as needed. Fewer (also none) when there is no more to evict.

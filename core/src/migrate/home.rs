@@ -11,6 +11,7 @@ use crate::mm::MmState;
 use crate::mm::block::{Block, BlockState, Residency, Waiting, arena_pages};
 use crate::notifier::Cause;
 use crate::stats::add;
+use crate::sync::MODEL;
 use crate::world::{Stop, World};
 
 /// On whose behalf pages come home; for the statistics.
@@ -22,11 +23,11 @@ pub(crate) enum Why {
 }
 
 /// Blocks that share one invalidation.
-const BATCH: usize = 64;
+const BATCH: usize = if MODEL { 4 } else { 64 };
 /// Attempts at a page while the address space keeps changing: until the reader of the world's events comes round.
-const ATTEMPTS: usize = 64;
+const ATTEMPTS: usize = if MODEL { 4 } else { 64 };
 /// The same for who is not waited for by that reader: some seconds. Giving up would fail a change or an announced fork.
-const PATIENT_ATTEMPTS: usize = 50_000;
+const PATIENT_ATTEMPTS: usize = if MODEL { 500 } else { 50_000 };
 
 /// Pages of one block on their way home.
 pub(crate) struct Homeward<'a, W: World> {

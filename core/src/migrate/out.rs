@@ -9,13 +9,13 @@ use crate::mm::block::{Block, BlockState, Residency, arena_pages};
 use crate::mm::{MmState, Shared};
 use crate::notifier::Cause;
 use crate::stats::add;
-use crate::sync::Ordering;
+use crate::sync::{MODEL, Ordering};
 use crate::world::{Area, Backing, OutOfMetadata, Pte, Stop, World, WorldError};
 
 /// Blocks that share one invalidation and one look at the areas.
-const BATCH: usize = 64;
+const BATCH: usize = if MODEL { 4 } else { 64 };
 /// Attempts at a page that is busy for the moment.
-const ATTEMPTS: usize = 64;
+const ATTEMPTS: usize = if MODEL { 4 } else { 64 };
 
 /// Who sends pages, and on whose account.
 pub(crate) struct Sender<'a, W: World> {

@@ -15,23 +15,6 @@ mod passes;
 mod reads;
 mod subscriptions;
 
-/// The test's memory for tables: the ordinary heap.
-impl Metadata for Global {
-    type Shared<T: ?Sized + Send + Sync + 'static> = Arc<T>;
-
-    fn share<T: Send + Sync + 'static>(value: T) -> Result<Arc<T>, OutOfMetadata> {
-        Ok(Arc::new(value))
-    }
-
-    fn share_subscriber<T: Subscriber>(value: T) -> Result<Arc<dyn Subscriber>, OutOfMetadata> {
-        Ok(Arc::new(value))
-    }
-
-    fn bytes_in_use() -> usize {
-        0
-    }
-}
-
 type TestNotifier = Notifier<Global>;
 
 /// `count` pages from page `first`.

@@ -8,7 +8,13 @@ use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
 /// Slots by which an address is cut.
 pub(super) const FANOUT: usize = 512;
 /// Slots that are really there: a model checker affords only the first few.
-pub(super) const SLOTS: usize = if crate::sync::MODEL { 2 } else { FANOUT };
+pub(super) const SLOTS: usize = if cfg!(feature = "shuttle") {
+    4
+} else if crate::sync::MODEL {
+    2
+} else {
+    FANOUT
+};
 
 /// A bigger leaf was set above the directory while its update was on the way down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
