@@ -13,6 +13,8 @@
 
 pub mod addr;
 pub mod bus;
+#[doc(hidden)]
+pub mod count;
 pub mod device;
 pub(crate) mod devmem;
 pub mod migrate;

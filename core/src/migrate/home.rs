@@ -221,10 +221,13 @@ impl<W: World> MmState<W> {
         }
         let charge = residency.charge.clone();
         state.dropped = state.dropped.without(homeward.pages);
+        if let Some(memory) = &memory {
+            // Before the pages settle: who waits for that, to unregister the device, then finds its memory empty (LIFE-1).
+            memory.unreserve(gone.count(), &charge);
+        }
         let waiting = homeward.block.settle(&mut state, homeward.pages);
         drop(state);
         if let Some(memory) = memory {
-            memory.unreserve(gone.count(), &charge);
             self.free_if_empty(
                 homeward.block,
                 &memory,

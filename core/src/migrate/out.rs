@@ -588,12 +588,12 @@ impl<W: World> MmState<W> {
         residency.huge = outward.huge && residency.pages.is_full() && outward.moved.is_full();
         let empty = residency.pages.is_empty();
         let charge = residency.charge.clone();
-        let waiting = outward.block.settle(&mut state, outward.pages);
-        drop(state);
         let unused = outward.pages.without(stays).count();
         if unused > 0 {
             sender.memory.unreserve(unused, &charge);
         }
+        let waiting = outward.block.settle(&mut state, outward.pages);
+        drop(state);
         if empty {
             self.free_if_empty(outward.block, sender.memory, crate::devmem::Contents::Small);
         }

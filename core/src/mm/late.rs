@@ -106,14 +106,18 @@ impl<W: World> MmState<W> {
         pages: PageMask,
         charge: &crate::devmem::Budget,
     ) {
+        let memory = self.memory(device);
         let mut state = block.lock();
         let residency = state.on_mut(device).expect("a residency with pages in transit stays");
         residency.pages = residency.pages.without(pages);
         residency.huge = false;
+        if let Some(memory) = &memory {
+            // Before the pages settle, as at home.
+            memory.unreserve(pages.count(), charge);
+        }
         let waiting = block.settle(&mut state, pages);
         drop(state);
-        if let Some(memory) = self.memory(device) {
-            memory.unreserve(pages.count(), charge);
+        if let Some(memory) = memory {
             self.free_if_empty(block, &memory, crate::devmem::Contents::Small);
         }
         self.wake_settled(block, waiting);

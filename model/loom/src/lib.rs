@@ -2,6 +2,8 @@
 //!
 //! The tests run the core's own code, built on loom's locks and atomics, so what is checked is what ships.
 
+pub mod world;
+
 use std::alloc::Layout;
 use std::cell::Cell;
 use std::ptr::NonNull;

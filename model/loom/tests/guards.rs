@@ -1,6 +1,8 @@
 //! The code that ships (PRF-1), under every schedule: nothing after unsubscribe, starts and ends pair, one release; and an empty heap is no hang.
 //!
 //! Each checker has a planted bug that it must catch: a small notifier that gets the same thing wrong.
+//!
+//! Bounds: 2 threads with up to 3 preemptions, at most 2 subscriptions and one invalidation of each thread.
 
 use std::sync::Arc as StdArc;
 

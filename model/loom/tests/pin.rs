@@ -2,6 +2,8 @@
 //!
 //! The page is a cell of the checker's: an access that is not ordered before the invalidation's own is reported as a race. The planted
 //! workers and invalidations get one step wrong each, and the checker must catch them.
+//!
+//! Bounds: 2 threads with up to 3 preemptions, one invalidation against at most 2 accesses.
 
 // loom runs the threads of a model on one thread of the system, and its cell is what checks the sharing.
 #![allow(clippy::arc_with_non_send_sync)]

@@ -1,6 +1,8 @@
 //! Under every schedule: what a reader installs is what the CPU maps, whatever invalidation it meets.
 //!
 //! The planted readers get one step wrong each, and the checker must catch them.
+//!
+//! Bounds: 2 threads (once 3) with up to 3 preemptions, one subscription, at most 2 invalidations against one read.
 
 use std::sync::Arc;
 

@@ -5,6 +5,8 @@
 //!
 //! The changes run on the model's first thread and the lookups on the second: loom finds the races of a load with all earlier stores, but of
 //! a store with only the latest load.
+//!
+//! Bounds: 2 threads with up to 3 preemptions, at most 3 changes against 2 lookups.
 
 use std::sync::Arc;
 

@@ -5,20 +5,17 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use allocator_api2::alloc::Allocator;
+use isomem_core::count::{RefCount, Remaining};
 use isomem_core::notifier::Subscriber;
 use isomem_core::world::OutOfMetadata;
 
 use super::MetadataHeap;
 
-/// More clones than this abort the process: a count that wrapped would free memory in use.
-const MOST_CLONES: usize = isize::MAX as usize;
-
 #[repr(C)]
 struct Counted<T: ?Sized> {
-    count: AtomicUsize,
+    count: RefCount,
     value: T,
 }
 
@@ -49,7 +46,7 @@ impl<T> MetaArc<T> {
         // SAFETY: the block is new, ours alone, and has the layout of `Counted<T>`.
         unsafe {
             counted.write(Counted {
-                count: AtomicUsize::new(1),
+                count: RefCount::new(),
                 value,
             });
         };
@@ -96,8 +93,8 @@ impl<T: ?Sized> Deref for MetaArc<T> {
 
 impl<T: ?Sized> Clone for MetaArc<T> {
     fn clone(&self) -> Self {
-        // Relaxed: this clone keeps the value alive while the next is made.
-        if self.counted().count.fetch_add(1, Ordering::Relaxed) > MOST_CLONES {
+        // A clone too many aborts the process: there is no other answer, and not counting it would free memory in use.
+        if self.counted().count.hold().is_err() {
             std::process::abort();
         }
         Self {
@@ -109,13 +106,11 @@ impl<T: ?Sized> Clone for MetaArc<T> {
 
 impl<T: ?Sized> Drop for MetaArc<T> {
     fn drop(&mut self) {
-        // Release: this clone's uses come before the drop of the value; pairs with the fence of the last.
-        if self.counted().count.fetch_sub(1, Ordering::Release) != 1 {
+        if self.counted().count.leave() == Remaining::Others {
             return;
         }
-        fence(Ordering::Acquire);
         let layout = Layout::for_value(self.counted());
-        // SAFETY: the count is zero, so this was the last clone and nobody else can reach the block.
+        // SAFETY: nobody remains, so this was the last clone, nobody else can reach the block, and their uses of it are over (CNT-2).
         unsafe { core::ptr::drop_in_place(self.counted.as_ptr()) };
         // SAFETY: `try_new` allocated it from this heap with this layout: unsizing keeps size and alignment of the value.
         unsafe { MetadataHeap.deallocate(self.counted.cast(), layout) };
