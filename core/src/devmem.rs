@@ -181,8 +181,14 @@ pub(crate) struct DeviceMemory<M: Metadata> {
     /// Mirrors that are not yet unregistered.
     pub(crate) mirrors: AtomicUsize,
     /// The same as their notifier sees them, for the device's failure.
-    pub(crate) listeners: Mutex<Vec<M::Shared<dyn Subscriber>, M>>,
+    listeners: Mutex<Listeners<M>>,
     pool: Mutex<Pool<M>>,
+}
+
+/// Numbered in the order in which they came; numbers are never used again.
+struct Listeners<M: Metadata> {
+    next: u64,
+    all: Vec<(u64, M::Shared<dyn Subscriber>), M>,
 }
 
 impl<M: Metadata> DeviceMemory<M> {
@@ -218,7 +224,11 @@ impl<M: Metadata> DeviceMemory<M> {
             },
         );
         let (failed, mirrors) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let listeners = Mutex::new("listeners", Vec::new_in(M::default()));
+        let listeners = Listeners {
+            next: 0,
+            all: Vec::new_in(M::default()),
+        };
+        let listeners = Mutex::new("listeners", listeners);
         Ok(Self {
             id,
             name,
@@ -233,24 +243,29 @@ impl<M: Metadata> DeviceMemory<M> {
 
     pub(crate) fn listen(&self, listener: M::Shared<dyn Subscriber>) -> Result<(), OutOfMetadata> {
         let mut listeners = self.listeners.lock();
-        listeners.try_reserve(1).map_err(|_| OutOfMetadata)?;
-        listeners.push(listener);
+        listeners.all.try_reserve(1).map_err(|_| OutOfMetadata)?;
+        let number = listeners.next;
+        listeners.next += 1;
+        listeners.all.push((number, listener));
         Ok(())
     }
 
     pub(crate) fn unlisten(&self, listener: &M::Shared<dyn Subscriber>) {
         let mut listeners = self.listeners.lock();
         let index = listeners
+            .all
             .iter()
-            .position(|other| core::ptr::addr_eq(&raw const **other, &raw const **listener));
-        let gone = index.map(|index| listeners.swap_remove(index));
+            .position(|(_, other)| core::ptr::addr_eq(&raw const **other, &raw const **listener));
+        let gone = index.map(|index| listeners.all.remove(index));
         drop(listeners);
         drop(gone);
     }
 
-    /// The listener number `index`, while there are so many.
-    pub(crate) fn listener(&self, index: usize) -> Option<M::Shared<dyn Subscriber>> {
-        self.listeners.lock().get(index).cloned()
+    /// The listener with the smallest number from `first` on, and its number. Who walks them misses nobody, also while others leave.
+    pub(crate) fn listener_from(&self, first: u64) -> Option<(u64, M::Shared<dyn Subscriber>)> {
+        let listeners = self.listeners.lock();
+        let at = listeners.all.partition_point(|(number, _)| *number < first);
+        listeners.all.get(at).cloned()
     }
 
     pub(crate) fn used_pages(&self) -> usize {

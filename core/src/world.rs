@@ -249,8 +249,12 @@ pub trait World: Send + Sync + Sized + 'static {
     /// Write-protects (or no longer) the present pages of a tracked range; a CPU write then comes to the core.
     fn write_protect(&self, range: PageRange, on: bool) -> Result<(), WorldError>;
 
-    /// Copies pages of the program into the arena. The source stays.
+    /// Copies pages of the program into the arena. The source stays, and the copies cannot be written before [`World::open_copies`]: a device
+    /// that waits there with a stale pin would write what the program does not see.
     fn copy_out(&self, from: PageRange, to: ArenaRange) -> Moved;
+
+    /// Lets copies in the arena be written, and wakes who waits for that.
+    fn open_copies(&self, range: ArenaRange);
 
     /// Drops the program's copy of pages that were copied out; their place becomes a hole.
     fn drop_source(&self, range: PageRange) -> Result<(), WorldError>;

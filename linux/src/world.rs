@@ -183,10 +183,10 @@ impl Linux {
         pte
     }
 
-    fn copy(uffd: &Uffd, from: PageRange, to: PageRange) -> (usize, Option<Errno>) {
+    fn copy(uffd: &Uffd, from: PageRange, to: PageRange, protection: Protection) -> (usize, Option<Errno>) {
         debug_assert_eq!(from.page_count(), to.page_count());
         drive(to, Border::NoEntry, |part| {
-            uffd.copy(part, counterpart(part, to, from), Protection::None, Waiters::Wake)
+            uffd.copy(part, counterpart(part, to, from), protection, Waiters::Wake)
         })
     }
 
@@ -467,7 +467,14 @@ impl World for Linux {
     }
 
     fn copy_out(&self, from: PageRange, to: ArenaRange) -> Moved {
-        moved(Self::copy(&self.arena, from, to), stop)
+        moved(Self::copy(&self.arena, from, to, Protection::Write), stop)
+    }
+
+    fn open_copies(&self, range: ArenaRange) {
+        // Where pages cannot be protected, none was; this wakes as well.
+        if persist(|| self.arena.writeprotect(range, Protection::None)).is_err() {
+            self.wake_arena(range);
+        }
     }
 
     fn drop_source(&self, range: PageRange) -> Result<(), WorldError> {
@@ -476,7 +483,7 @@ impl World for Linux {
     }
 
     fn copy_home(&self, from: ArenaRange, to: PageRange) -> Moved {
-        moved(Self::copy(&self.program, from, to), stop)
+        moved(Self::copy(&self.program, from, to, Protection::None), stop)
     }
 
     fn zero_arena(&self, range: ArenaRange) -> Moved {

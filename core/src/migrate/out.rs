@@ -545,6 +545,7 @@ impl<W: World> MmState<W> {
         if !copied.is_empty() {
             match self.world().drop_source(outward.block.id.pages(copied.clone())) {
                 Ok(()) => {
+                    self.world().open_copies(arena_pages(outward.base_page, copied.clone()));
                     outward.moved = outward.moved.or(PageMask::of(copied.start, copied.end));
                     outward.copied += copied.len();
                 }

@@ -7,6 +7,7 @@
 //! - MIR-4 (TBL-4): every run of system pages in the table was mapped for DMA once, and is unmapped once when it leaves.
 //!
 //! # Locking
+//! `release` is a leaf, held for single looks and changes; who waits for another thread's release holds nothing else.
 //! `update` is held while entries are set or erased, never while the device is called to flush, nor across a system call.
 //!
 //! ```text
@@ -32,8 +33,8 @@ use crate::migrate::out::{OutError, Sender};
 use crate::migrate::{MigrateError, Report};
 use crate::mirror::table::{Entry, Flags, Table};
 use crate::mm::{EntryError, Memory, Mm, Shared, Streams, share_budget};
-use crate::notifier::{Answer, CallbackScope, Deferred, Invalidation, Subscriber, Subscription};
-use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
+use crate::notifier::{Answer, CallbackScope, Deferred, Here, Invalidation, Subscriber, Subscription};
+use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use crate::world::{Metadata, OutOfMetadata, World};
 
 /// Why a device has no mirror.
@@ -136,16 +137,24 @@ impl<W: World> DeviceHandle<W> {
             update: Mutex::new("mirror update", ()),
             budget: share_budget::<W>(self.budget_pages)?,
             released: AtomicBool::new(false),
+            release: Mutex::new("release", Release::Pending),
+            release_over: Condvar::new("release over"),
             streams: Streams::new(),
         })?;
         let subscriber = W::Meta::share_subscriber(Listener::<W, D>(state.clone()))?;
         self.memory.listen(subscriber.clone())?;
         match self.mm.notifier.subscribe(PageRange::ALL, subscriber.clone()) {
-            Ok(subscription) => Ok(Mirror {
-                state,
-                subscriber,
-                subscription: Some(subscription),
-            }),
+            Ok(subscription) => {
+                // Acquire pairs with the Release in `fail`: a device that failed since may have looked for mirrors before this one listened.
+                if self.memory.failed.load(Ordering::Acquire) {
+                    subscriber.release();
+                }
+                Ok(Mirror {
+                    state,
+                    subscriber,
+                    subscription: Some(subscription),
+                })
+            }
             Err(error) => {
                 self.memory.unlisten(&subscriber);
                 Err(error.into())
@@ -192,10 +201,10 @@ impl<W: World> DeviceHandle<W> {
             // Who was on the way when the flag was raised arrives; who comes later sees it.
             mm.gate.close();
             mm.gate.open();
-            let mut index = 0;
-            while let Some(listener) = memory.listener(index) {
+            let mut next = 0;
+            while let Some((number, listener)) = memory.listener_from(next) {
                 listener.release();
-                index += 1;
+                next = number + 1;
             }
             // Twice: the first may meet pages that are still on their way out.
             mm.home_range(PageRange::ALL, Some(memory.id), Why::Request);
@@ -212,7 +221,10 @@ pub struct MirrorState<W: World, D: Device> {
     table: Table<W::Meta>,
     update: Mutex<()>,
     budget: Shared<W, Budget>,
+    /// Set before `release` of the device begins.
     released: AtomicBool,
+    release: Mutex<Release>,
+    release_over: Condvar,
     /// Sequential misses, to send more than was missed.
     streams: Streams,
 }
@@ -235,7 +247,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
 
     /// Whether the device must no longer use the address space.
     pub fn is_released(&self) -> bool {
-        // Acquire pairs with the swap in `release_once`.
+        // Acquire pairs with the Release in `release_once`.
         self.released.load(Ordering::Acquire)
     }
 
@@ -273,15 +285,43 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }
     }
 
-    /// The first of exit, unregister and failure releases the device (MIR-1).
+    /// The first of exit, unregister and failure releases the device (MIR-1); the others wait until it has returned (MIR-3), but for one
+    /// that is inside it and would wait for itself.
     fn release_once(&self) {
-        // The release half pairs with the Acquire in `is_released`.
-        if self.released.swap(true, Ordering::AcqRel) {
-            return;
+        let here = Here::now();
+        let mut release = self.release.lock();
+        loop {
+            match *release {
+                Release::Pending => break,
+                Release::Runs(thread) if thread != here => release = self.release_over.wait(release),
+                Release::Runs(_) | Release::Over => return,
+            }
         }
+        *release = Release::Runs(here);
+        drop(release);
+        // Also when the device's callback panics: others may wait for it.
+        let _over = ReleaseOver(self);
+        self.released.store(true, Ordering::Release);
         self.device.release();
         let _update = self.lock_update();
         self.zap(PageRange::ALL);
+    }
+}
+
+/// Where the release of the device stands.
+enum Release {
+    Pending,
+    /// On this thread.
+    Runs(Here),
+    Over,
+}
+
+struct ReleaseOver<'a, W: World, D: Device>(&'a MirrorState<W, D>);
+
+impl<W: World, D: Device> Drop for ReleaseOver<'_, W, D> {
+    fn drop(&mut self) {
+        *self.0.release.lock() = Release::Over;
+        self.0.release_over.notify_all();
     }
 }
 

@@ -172,7 +172,8 @@ impl<W: World> MmState<W> {
         };
         if residency.pages.has(index) {
             drop(state);
-            self.world().wake_arena(addr.page());
+            // Not only woken: it may have waited for a copy to be opened, which could have failed before.
+            self.world().open_copies(addr.page());
             return Served::Done;
         }
         let budget = residency.charge.clone();

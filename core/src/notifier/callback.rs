@@ -59,10 +59,10 @@ impl Drop for CallbackScope<'_> {
 
 /// A thread, told from the others while it lives: by where its own state lies, since asking std for an id may allocate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Here(usize);
+pub(crate) struct Here(usize);
 
 impl Here {
-    pub(super) fn now() -> Self {
+    pub(crate) fn now() -> Self {
         DEPTH.with(|depth| Self(core::ptr::from_ref(depth).addr()))
     }
 }

@@ -46,7 +46,7 @@ pub use invalidate::{Guard, InvalidateError, Refused};
 pub use read::{Attempt, Read, ReadError, Reader};
 pub use subscribe::{Deferred, Inside, Subscription};
 
-use callback::Here;
+pub(crate) use callback::Here;
 use slots::Slots;
 use subscribe::List;
 
@@ -241,6 +241,8 @@ pub(crate) struct Inner<M: Metadata> {
 struct State<M: Metadata> {
     /// The subscriptions; `None` for none.
     list: Option<M::Shared<List<M>>>,
+    /// Those that `exit` is ending; others may have to wait for them, too.
+    leaving: Option<M::Shared<List<M>>>,
     /// How often `list` was replaced.
     edition: u64,
     exited: bool,
@@ -268,6 +270,7 @@ impl<M: Metadata> Inner<M> {
     fn new() -> Self {
         let state = State {
             list: None,
+            leaving: None,
             edition: 0,
             exited: false,
             active: Slots::new(),

@@ -307,7 +307,11 @@ impl<M: Metadata> Notifier<M> {
             let mut state = self.inner.state.lock();
             state.exited = true;
             state.edition += 1;
-            state.list.take()
+            let list = state.list.take();
+            if list.is_some() {
+                state.leaving.clone_from(&list);
+            }
+            list
         };
         let entries = list.as_deref().map_or(&[][..], |list| &list.entries[..]);
         for entry in entries {
@@ -317,6 +321,10 @@ impl<M: Metadata> Notifier<M> {
             // Only a `release` that exits again could be refused, and then it is on its way.
             let _ = self.inner.finish(entry);
         }
+        if list.is_some() {
+            let left = self.inner.state.lock().leaving.take();
+            drop(left);
+        }
         Ok(())
     }
 
@@ -324,10 +332,13 @@ impl<M: Metadata> Notifier<M> {
     ///
     /// Does nothing where it would wait for its own caller.
     pub fn finish_deferred(&self) {
-        let list = self.inner.state.lock().list.clone();
-        let entries = list.as_deref().map_or(&[][..], |list| &list.entries[..]);
+        let lists = {
+            let state = self.inner.state.lock();
+            [state.list.clone(), state.leaving.clone()]
+        };
         let mut finished = false;
-        for entry in entries.iter().filter(|entry| entry.is_dying() && !entry.is_released()) {
+        let entries = lists.iter().flatten().flat_map(|list| &list.entries);
+        for entry in entries.filter(|entry| entry.is_dying() && !entry.is_released()) {
             finished |= self.inner.finish(entry).is_ok();
         }
         if finished {

@@ -386,6 +386,10 @@ impl World for ModelWorld {
         not_here("write_protect")
     }
 
+    fn open_copies(&self, range: ArenaRange) {
+        self.wake_arena(range);
+    }
+
     fn copy_out(&self, _from: PageRange, _to: ArenaRange) -> Moved {
         not_here("copy_out")
     }
