@@ -162,6 +162,14 @@ pub enum Event {
         /// End address.
         end: u64,
     },
+    /// The program is throwing away the contents of these addresses; each word may be zero from here on, and is when the thread's
+    /// [`Event::Discarded`] for it follows.
+    Discarding {
+        /// First address.
+        start: u64,
+        /// End address.
+        end: u64,
+    },
     /// A reader saw a page as a whole: every word of it was written by one writer at one time, or it saw half a page (MIG-3).
     SawPage {
         /// Who.
@@ -210,7 +218,12 @@ struct Inner {
     record: Record,
     /// Whether steps are kept: only for the timeline.
     keeps: bool,
-    ids: Vec<(String, thread::ThreadId)>,
+    /// The record was handed out: what comes now belongs to no story.
+    is_over: bool,
+    /// Threads that have taken a step, each with its index into [`Record::threads`]. A handful, so a search is cheap; every step makes one.
+    known: Vec<(thread::ThreadId, usize)>,
+    /// Threads that were given a name and have taken no step yet.
+    named: Vec<(thread::ThreadId, String)>,
     checkers: Vec<Box<dyn Checker>>,
     passes: u64,
 }
@@ -231,7 +244,9 @@ impl Journal {
         Self(Arc::new(Mutex::new(Inner {
             record: Record::default(),
             keeps,
-            ids: Vec::new(),
+            is_over: false,
+            known: Vec::new(),
+            named: Vec::new(),
             checkers,
             passes: 0,
         })))
@@ -244,7 +259,7 @@ impl Journal {
     /// Records and judges a step of the calling thread.
     pub fn record(&self, event: Event) {
         let mut inner = self.lock();
-        if inner.record.finding.is_some() {
+        if inner.is_decided() {
             return;
         }
         let thread = inner.thread();
@@ -265,14 +280,14 @@ impl Journal {
     /// What the story itself found.
     pub fn found(&self, verdict: Verdict, sentence: impl Into<String>) {
         let mut inner = self.lock();
-        if inner.record.finding.is_none() {
+        if !inner.is_decided() {
             inner.record.finding = Some(Finding::new(verdict, sentence));
         }
     }
 
     /// Whether the matter is decided: loops of a story end then.
     pub fn is_decided(&self) -> bool {
-        self.lock().record.finding.is_some()
+        self.lock().is_decided()
     }
 
     /// Whether steps are kept for a timeline.
@@ -287,11 +302,11 @@ impl Journal {
         inner.passes
     }
 
-    /// Gives the calling thread a name in the timeline.
+    /// Gives the calling thread a name in the timeline, before its first step. A thread without one is called `story`; a second thread of
+    /// one name has a number behind it.
     pub fn name_thread(&self, name: impl Into<String>) {
-        let mut inner = self.lock();
         let id = thread::current().id();
-        inner.ids.push((name.into(), id));
+        self.lock().named.push((id, name.into()));
     }
 
     /// The story is over: the checkers' last look. Also right after a deadlock.
@@ -301,7 +316,7 @@ impl Journal {
             let found = inner.checkers.iter_mut().find_map(|checker| checker.finish().err());
             inner.record.finding = found;
         }
-        core::mem::take(&mut inner.record)
+        inner.hand_out()
     }
 
     /// The checkers' account of a deadlock that the scheduler met: who holds and wants what.
@@ -313,25 +328,40 @@ impl Journal {
             let sentence = told.unwrap_or_else(|| String::from("every thread waits"));
             inner.record.finding = Some(Finding::new(Verdict::Deadlock, sentence));
         }
-        core::mem::take(&mut inner.record)
+        inner.hand_out()
     }
 }
 
 impl Inner {
+    fn is_decided(&self) -> bool {
+        self.is_over || self.record.finding.is_some()
+    }
+
+    fn hand_out(&mut self) -> Record {
+        self.is_over = true;
+        core::mem::take(&mut self.record)
+    }
+
+    /// Index of the calling thread.
     fn thread(&mut self) -> usize {
         let id = thread::current().id();
-        let named = self
-            .ids
-            .iter()
-            .rev()
-            .find(|(_, of)| *of == id)
-            .map(|(name, _)| name.clone());
-        let name = named.unwrap_or_else(|| String::from("story"));
-        if let Some(index) = self.record.threads.iter().position(|known| *known == name) {
-            return index;
+        if let Some((_, index)) = self.known.iter().find(|(known, _)| *known == id) {
+            return *index;
         }
-        self.record.threads.push(name);
-        self.record.threads.len() - 1
+        let named = self.named.iter().rev().find(|(of, _)| *of == id);
+        let name = named.map_or("story", |(_, name)| name.as_str());
+        // Threads of one name stay apart: what they hold must not be mixed up.
+        let is_taken = |name: &str| self.record.threads.iter().any(|other| other == name);
+        let mut unique = String::from(name);
+        let mut number = 1;
+        while is_taken(&unique) {
+            number += 1;
+            unique = format!("{name} {number}");
+        }
+        let index = self.record.threads.len();
+        self.record.threads.push(unique);
+        self.known.push((id, index));
+        index
     }
 
     fn judge(&mut self, thread: usize, event: &Event) -> Option<Finding> {
@@ -340,6 +370,27 @@ impl Inner {
             .iter_mut()
             .find_map(|checker| checker.observe(thread, name, event).err())
     }
+}
+
+/// From now on the journal is told of every step with a lock in executions on this thread of the system.
+///
+/// Steps while a panic unwinds are left out: then guards go because the story was broken off, not because somebody leaves a lock, and
+/// the account of a deadlock needs what was held.
+#[cfg(feature = "shuttle")]
+pub fn watch_locks(journal: &Journal) {
+    let journal = journal.clone();
+    let told = move |step, id| {
+        if !std::thread::panicking() {
+            journal.record(Event::Lock(step, id));
+        }
+    };
+    crate::sync::watch(Some(std::rc::Rc::new(told)));
+}
+
+/// Nobody is told any more.
+#[cfg(feature = "shuttle")]
+pub fn unwatch_locks() {
+    crate::sync::watch(None);
 }
 
 /// Runs `body` on a thread that is called `name` in the timeline.
@@ -355,3 +406,7 @@ pub fn spawn<R: Send + 'static>(
         body()
     })
 }
+
+// Under a model checker there is no thread outside of an execution.
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

@@ -6,6 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod checker;
+pub mod device;
 pub mod journal;
+pub mod kernel;
+pub mod rig;
+pub mod world;
 
 pub use isomem_core::sync;

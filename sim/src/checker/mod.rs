@@ -2,7 +2,29 @@
 
 use core::fmt;
 
-use crate::journal::Event;
+use crate::journal::{Actor, Event};
+
+mod after_unregister;
+mod half_page;
+mod leaks;
+#[cfg(feature = "shuttle")]
+mod lock_order;
+mod lost_write;
+mod pairing;
+mod progress;
+mod release_once;
+mod stale_access;
+
+pub use after_unregister::AfterUnregister;
+pub use half_page::HalfPage;
+pub use leaks::Leaks;
+#[cfg(feature = "shuttle")]
+pub use lock_order::LockOrder;
+pub use lost_write::LostWrite;
+pub use pairing::Pairing;
+pub use progress::{BOUND, Progress};
+pub use release_once::ReleaseOnce;
+pub use stale_access::StaleAccess;
 
 /// What became of a story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +65,8 @@ pub enum Verdict {
     NoProgress,
     /// A good object was given up.
     ObjectLost,
+    /// An assertion of the code or of the story failed.
+    Panicked,
 }
 
 impl Verdict {
@@ -67,6 +91,7 @@ impl Verdict {
             Self::LostData => "lost data",
             Self::NoProgress => "no progress",
             Self::ObjectLost => "good object lost",
+            Self::Panicked => "panic",
         }
     }
 }
@@ -112,3 +137,51 @@ pub trait Checker: Send {
         None
     }
 }
+
+/// Every checker. Locks are watched for the account of a deadlock only: for designs that are expected to deadlock in earnest.
+pub fn all() -> Vec<Box<dyn Checker>> {
+    let checkers = apart_from_locks();
+    #[cfg(feature = "shuttle")]
+    let checkers = and_of_locks(checkers, LockOrder::watching());
+    checkers
+}
+
+/// The same, and a cycle in the order of locks is a finding, also where the schedule did not deadlock.
+pub fn all_with_lock_order() -> Vec<Box<dyn Checker>> {
+    let checkers = apart_from_locks();
+    #[cfg(feature = "shuttle")]
+    let checkers = and_of_locks(checkers, LockOrder::reporting());
+    checkers
+}
+
+#[cfg(feature = "shuttle")]
+fn and_of_locks(mut checkers: Vec<Box<dyn Checker>>, locks: LockOrder) -> Vec<Box<dyn Checker>> {
+    checkers.push(Box::new(locks));
+    checkers
+}
+
+/// Where two find something in one step, the first in this order names it.
+fn apart_from_locks() -> Vec<Box<dyn Checker>> {
+    vec![
+        Box::new(StaleAccess::default()),
+        Box::new(Pairing::default()),
+        Box::new(ReleaseOnce::default()),
+        Box::new(AfterUnregister::default()),
+        Box::new(Leaks::default()),
+        Box::new(LostWrite::default()),
+        Box::new(HalfPage),
+        Box::new(Progress::default()),
+    ]
+}
+
+/// An actor as the subject of a sentence.
+fn who(actor: Actor) -> String {
+    match actor {
+        Actor::Cpu => String::from("the CPU"),
+        Actor::Device("device") => String::from("the device"),
+        Actor::Device(name) => format!("the device {name}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! The protocol's shipped code in the simulated kernel: a program's thread, a device's, and one that migrates, on few pages, before every checker.
+//!
+//! On plain threads by default; `--features shuttle --release` tells the same stories under many schedules.
+
+mod common;
+
+use isomem_sim::journal::Journal;
+use isomem_sim::rig::{Config, Rig, STRICT_GPU, TAKING_GPU, TWO_GPUS};
+use isomem_sim::sync::thread::JoinHandle;
+
+use common::{Times, explore, join, rounds, spawn, value};
+
+/// Rounds of each thread.
+const ROUNDS: usize = rounds(2, 500);
+/// How often a story is told.
+const TIMES: Times = Times {
+    plain: 4,
+    schedules: 2_000,
+};
+
+/// The program writes and reads its words of two pages.
+fn cpu(rig: &Rig) {
+    for round in 0..ROUNDS {
+        let page = round % 2;
+        rig.cpu_write(page, 0, value(1, round));
+        rig.cpu_read(page, 0);
+        rig.cpu_read(page, 1);
+        if rig.journal().is_decided() {
+            return;
+        }
+    }
+}
+
+/// The device writes and reads its own.
+fn gpu(rig: &Rig) {
+    for round in 0..ROUNDS {
+        let page = round % 2;
+        rig.gpu_write(page, 1, value(2, round));
+        rig.gpu_read(page, 0);
+        if rig.journal().is_decided() {
+            return;
+        }
+    }
+}
+
+fn migrate(rig: &Rig) {
+    for _ in 0..ROUNDS {
+        rig.migrate(0, 2);
+        rig.home(0, 1);
+        if rig.journal().is_decided() {
+            return;
+        }
+    }
+}
+
+fn finish(rig: &Rig, threads: Vec<JoinHandle<()>>) {
+    join(threads);
+    // What was written is still there.
+    for page in 0..2 {
+        rig.cpu_read(page, 0);
+        rig.cpu_read(page, 1);
+    }
+    rig.shut_down();
+}
+
+fn mixed(journal: &Journal) {
+    let rig = Rig::new(journal, 2);
+    let threads = vec![
+        spawn(&rig, "cpu", cpu),
+        spawn(&rig, "gpu", gpu),
+        spawn(&rig, "migrate", migrate),
+    ];
+    finish(&rig, threads);
+}
+
+fn strict(journal: &Journal) {
+    let rig = Rig::with(
+        journal,
+        Config {
+            pages: 2,
+            gpus: STRICT_GPU,
+        },
+    );
+    let threads = vec![
+        spawn(&rig, "cpu", cpu),
+        spawn(&rig, "gpu", gpu),
+        spawn(&rig, "migrate", migrate),
+    ];
+    finish(&rig, threads);
+}
+
+fn taking(journal: &Journal) {
+    let rig = Rig::with(
+        journal,
+        Config {
+            pages: 2,
+            gpus: TAKING_GPU,
+        },
+    );
+    let threads = vec![spawn(&rig, "cpu", cpu), spawn(&rig, "gpu", gpu)];
+    finish(&rig, threads);
+}
+
+fn two_devices(journal: &Journal) {
+    let rig = Rig::with(
+        journal,
+        Config {
+            pages: 2,
+            gpus: TWO_GPUS,
+        },
+    );
+    let threads = vec![
+        spawn(&rig, "cpu", cpu),
+        spawn(&rig, "migrate 0", |rig| {
+            for _ in 0..ROUNDS {
+                let _ = rig.gpu(0).migrate(rig.range(0, 2));
+            }
+        }),
+        spawn(&rig, "migrate 1", |rig| {
+            for _ in 0..ROUNDS {
+                let _ = rig.gpu(1).migrate(rig.range(0, 1));
+            }
+        }),
+    ];
+    finish(&rig, threads);
+}
+
+fn changes(journal: &Journal) {
+    let rig = Rig::new(journal, 2);
+    let threads = vec![
+        spawn(&rig, "cpu", cpu),
+        spawn(&rig, "change", |rig| {
+            for _ in 0..ROUNDS {
+                let _ = rig.discard(0, 1);
+                rig.fork().exit();
+            }
+        }),
+        spawn(&rig, "migrate", migrate),
+    ];
+    finish(&rig, threads);
+}
+
+fn late_changes(journal: &Journal) {
+    let rig = Rig::new(journal, 2);
+    let threads = vec![
+        spawn(&rig, "cpu", cpu),
+        spawn(&rig, "change", |rig| {
+            for _ in 0..ROUNDS {
+                let _ = rig.late_discard(0, 1);
+                rig.late_map(1, 1);
+            }
+        }),
+        spawn(&rig, "migrate", migrate),
+    ];
+    finish(&rig, threads);
+}
+
+fn run(story: fn(&Journal)) {
+    explore(TIMES, move |journal, _| story(journal));
+}
+
+#[test]
+fn mig_3_no_write_is_lost_between_program_device_and_migrations() {
+    run(mixed);
+}
+
+#[test]
+fn flt_2_no_stale_frame_is_touched_by_a_device_with_a_table_of_frames() {
+    run(strict);
+}
+
+#[test]
+fn mig_2_pages_taken_at_first_touch_come_back_when_the_program_touches_them() {
+    run(taking);
+}
+
+#[test]
+fn mig_10_two_devices_may_want_the_same_pages() {
+    run(two_devices);
+}
+
+#[test]
+fn mig_4_and_5_announced_changes_keep_what_they_should() {
+    run(changes);
+}
+
+#[test]
+fn mig_5_changes_past_isomem_lose_nothing_but_what_they_drop() {
+    run(late_changes);
+}
