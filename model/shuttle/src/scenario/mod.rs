@@ -1,8 +1,22 @@
 //! The scenarios: one file each.
 
+pub mod eviction;
+pub mod exclusive;
+pub mod fault;
+pub mod hole;
+pub mod machine;
+pub mod migration;
+pub mod outlives;
+pub mod refused;
+pub mod release;
+pub mod unplug;
+pub mod unregister;
+
 use isomem_sim::checker::Verdict;
 use isomem_sim::journal::{self, Journal, Name};
 use isomem_sim::sync::thread::JoinHandle;
+
+use crate::explore::guarded;
 
 /// A failure that was argued about, and the designs that were proposed.
 pub struct Scenario {
@@ -38,9 +52,21 @@ pub struct Run {
 impl Run {
     /// Starts a thread of the story.
     pub fn spawn<R: Send + 'static>(&self, name: Name, body: impl FnOnce() -> R + Send + 'static) -> JoinHandle<R> {
-        journal::spawn(&self.journal, name, body)
+        let journal = self.journal.clone();
+        journal::spawn(&self.journal, name, move || guarded(&journal, body))
     }
 }
 
 /// All scenarios, in the order of the table.
-pub const ALL: &[&Scenario] = &[];
+pub const ALL: &[&Scenario] = &[
+    &release::SCENARIO,
+    &refused::SCENARIO,
+    &fault::SCENARIO,
+    &unregister::SCENARIO,
+    &outlives::SCENARIO,
+    &migration::SCENARIO,
+    &hole::SCENARIO,
+    &eviction::SCENARIO,
+    &unplug::SCENARIO,
+    &exclusive::SCENARIO,
+];
