@@ -3,6 +3,7 @@
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use isomem::Placement;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -14,6 +15,7 @@ Examples:
   isomem run wordcount big.txt --device-memory 16M   a device with less memory than the data
   isomem doctor                                      what this machine gives, and what is lacking
   isomem bench                                       measure, each row against its own baseline
+  isomem check fault                                 check a part of the protocol under thousands of schedules
 
 Exit status: 0 success, 1 a run or a check failed, 2 bad usage.";
 
@@ -33,6 +35,9 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Measure; each row carries its baseline from the same run
     Bench(BenchArgs),
+    /// Check the protocol: designs that failed and the one that ships, under many schedules of their threads
+    #[command(disable_help_flag = true, override_usage = "isomem check [OPTIONS] [SCENARIO]...")]
+    Check(CheckArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -173,6 +178,27 @@ pub(crate) struct BenchArgs {
     /// Rows to measure [default: all]
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
+}
+
+const CHECK_HELP: &str = "\
+Examples:
+  isomem check                            every scenario with every design, in a few minutes
+  isomem check --list                     what there is, and what is expected of it
+  isomem check fault                      one scenario; failing designs are shown as timelines
+  isomem check --design shipped --long    a million schedules of each design that ships
+  isomem check --json                     an array of rows for programs
+  isomem check --help                     all options
+
+The checker is built from isomem's source, by cargo, which takes a few minutes the first time.
+
+Exit status: 0 every verdict is the expected one, 1 one is not or the checker cannot be built, 2 bad usage.";
+
+#[derive(Debug, Args)]
+#[command(after_help = CHECK_HELP)]
+pub(crate) struct CheckArgs {
+    /// Scenarios and options of the checker; `isomem check --help` tells them all
+    #[arg(value_name = "SCENARIO|OPTION", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<OsString>,
 }
 
 /// A number of bytes above zero, with an optional suffix K, M, G or T (powers of 1024).

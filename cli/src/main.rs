@@ -1,5 +1,5 @@
 //! The program `isomem`: runs real data on a software device that shares this process's memory, says what this machine
-//! gives, and measures.
+//! gives, measures, and has the protocol checked.
 //!
 //! Exit status: 0 success, 1 a run or a check failed, 2 the command line makes no sense.
 
@@ -7,6 +7,7 @@
 
 mod args;
 mod bench;
+mod check;
 mod doctor;
 mod report;
 mod run;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         },
         args::Command::Doctor(options) => doctor::main(&options),
         args::Command::Bench(options) => bench::main(&options),
+        args::Command::Check(options) => check::main(&options),
     }
 }
 

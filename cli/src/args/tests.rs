@@ -14,6 +14,28 @@ fn the_command_line_is_well_formed() {
 }
 
 #[test]
+fn what_the_checker_is_told_is_left_to_it() {
+    let told = |words: &[&str]| {
+        let cli = Cli::try_parse_from(["isomem", "check"].iter().chain(words)).expect("anything goes");
+        match cli.command {
+            Command::Check(options) => options.args,
+            _ => unreachable!("the words say check"),
+        }
+    };
+    assert!(told(&[]).is_empty());
+    for words in [
+        &["--help"][..],
+        &["-h"],
+        &["--json", "fault"],
+        &["fault", "--iterations", "5"],
+        &["--nonsense"],
+        &["--version"],
+    ] {
+        assert_eq!(told(words), words, "{words:?}");
+    }
+}
+
+#[test]
 fn sizes_are_powers_of_1024() {
     let size = |text: &str| text.parse::<Size>().map(|size| size.0);
     assert_eq!(size("4096"), Ok(4096));
