@@ -85,7 +85,10 @@ impl<W: World> MmState<W> {
         let Some(mut homeward) = homeward else {
             return self.reclaim_empty(sender, victim);
         };
-        let Ok(guard) = self.notifier.invalidate(homeward.range(), Cause::Migrate, None) else {
+        let invalidated = self
+            .notifier
+            .invalidate_unless_full(homeward.range(), Cause::Migrate, None);
+        let Ok(guard) = invalidated else {
             self.give_up(&homeward);
             return false;
         };

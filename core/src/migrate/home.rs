@@ -12,7 +12,7 @@ use crate::mm::block::{Block, BlockState, Residency, Waiting, arena_pages};
 use crate::notifier::Cause;
 use crate::stats::add;
 use crate::sync::MODEL;
-use crate::world::{Stop, World};
+use crate::world::{ArenaRange, Moved, Stop, World};
 
 /// On whose behalf pages come home; for the statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +78,14 @@ impl<'a, W: World> Homeward<'a, W> {
         let end = runs.last().map_or(first.end, |run| run.end);
         self.block.id.pages(first.start..end)
     }
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Batched {
+    Done,
+    /// Nothing moved, and nothing is in transit any more.
+    NoSlot,
 }
 
 /// How a run of pages came home.
@@ -171,7 +179,7 @@ impl<W: World> MmState<W> {
     ) -> (usize, Option<Stop>) {
         let from = arena_pages(homeward.base_page, part.clone());
         let to = homeward.block.id.pages(part.clone());
-        let mut done = self.world().move_home(from, to);
+        let mut done = self.relink_home(from, to);
         if done.pages == 0 && done.stop == Some(Stop::Unlike) {
             // A copy leaves the arena's page in place for a moment, so nothing may reach it: only relinking fences.
             if homeward.fenced {
@@ -182,6 +190,17 @@ impl<W: World> MmState<W> {
         }
         arrived.pages = arrived.pages.or(PageMask::of(part.start, part.start + done.pages));
         (done.pages, done.stop)
+    }
+
+    /// Moves pages out of the arena. A copy there that could not be opened when it came to be ([`World::open_copies`]) would stay for ever, so it is
+    /// opened now.
+    pub(crate) fn relink_home(&self, from: ArenaRange, to: PageRange) -> Moved {
+        let done = self.world().move_home(from, to);
+        if done.pages > 0 || done.stop != Some(Stop::Busy) {
+            return done;
+        }
+        self.world().open_copies(from);
+        self.world().move_home(from, to)
     }
 
     fn settle_home(&self, homeward: &Homeward<'_, W>, arrived: &mut Arrived) {
@@ -269,6 +288,21 @@ impl<W: World> MmState<W> {
     /// Brings home what is away in `range`. Waits for pages in transit. Runs on an own thread, with nothing in transit and no lock held.
     pub(crate) fn home_range(&self, range: PageRange, only: Option<DeviceId>, why: Why) -> Report<W::Meta> {
         let mut report = Report::new();
+        let mut rest = Some(range);
+        while let Some(range) = rest {
+            rest = self.home_part(range, only, why, &mut report);
+        }
+        report
+    }
+
+    /// As far as there are slots for invalidations; gives what is left, with nothing in transit.
+    fn home_part(
+        &self,
+        range: PageRange,
+        only: Option<DeviceId>,
+        why: Why,
+        report: &mut Report<W::Meta>,
+    ) -> Option<PageRange> {
         let mut known = self.blocks.known(range).peekable();
         while known.peek().is_some() {
             let mut batch: [Option<Homeward<'_, W>>; BATCH] = [const { None }; BATCH];
@@ -301,9 +335,11 @@ impl<W: World> MmState<W> {
                 }
             }
             let Some(hull) = hull else { continue };
-            self.home_batch(&mut batch[..used], hull, why, &mut report);
+            if self.home_batch(&mut batch[..used], hull, why, report) == Batched::NoSlot {
+                return range.skip(hull.first_page().saturating_sub(range.first_page()));
+            }
         }
-        report
+        None
     }
 
     fn home_batch(
@@ -312,17 +348,21 @@ impl<W: World> MmState<W> {
         hull: PageRange,
         why: Why,
         report: &mut Report<W::Meta>,
-    ) {
-        let Ok(guard) = self.notifier.invalidate(hull, Cause::Migrate, None) else {
+    ) -> Batched {
+        let Ok(guard) = self.notifier.invalidate_unless_full(hull, Cause::Migrate, None) else {
+            batch.iter().flatten().for_each(|homeward| self.give_up(homeward));
+            // Those with slots may have waited for these pages.
+            if self.notifier.wait_for_slot() {
+                return Batched::NoSlot;
+            }
             // Devices could not be told, so nothing moves.
             for homeward in batch.iter().flatten() {
-                self.give_up(homeward);
                 homeward
                     .pages
                     .runs()
                     .for_each(|run| report.skip(homeward.block.id.pages(run), SkipReason::Changed));
             }
-            return;
+            return Batched::Done;
         };
         if guard.fenced() {
             batch
@@ -341,6 +381,7 @@ impl<W: World> MmState<W> {
             next = end;
         }
         guard.commit();
+        Batched::Done
     }
 
     /// Moves whole huge pages of neighbouring blocks by one call. Says how many blocks those were, and how many of their pages arrived.

@@ -57,6 +57,8 @@ pub enum SkipReason {
     TooManyDevices,
     /// The device failed.
     DeviceFailed,
+    /// The address space exited.
+    Exited,
     /// The address space changed meanwhile.
     Changed,
     /// A system call failed with this errno; the page is intact.
@@ -76,6 +78,7 @@ impl core::fmt::Display for SkipReason {
             Self::NoDeviceMemory => f.write_str("device memory is full and nothing can be evicted"),
             Self::TooManyDevices => f.write_str("too many devices hold pages of this block"),
             Self::DeviceFailed => f.write_str("the device failed"),
+            Self::Exited => f.write_str("the address space exited"),
             Self::Changed => f.write_str("the address space changed meanwhile"),
             Self::Failed(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(*errno)),
         }

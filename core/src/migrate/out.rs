@@ -10,7 +10,7 @@ use crate::mm::{MmState, Shared};
 use crate::notifier::Cause;
 use crate::stats::add;
 use crate::sync::{MODEL, Ordering};
-use crate::world::{Area, Backing, OutOfMetadata, Pte, Stop, World, WorldError};
+use crate::world::{Area, Backing, Moved, OutOfMetadata, Pte, Stop, World, WorldError};
 
 /// Blocks that share one invalidation and one look at the areas.
 const BATCH: usize = if MODEL { 4 } else { 64 };
@@ -106,9 +106,14 @@ impl<W: World> MmState<W> {
             used: 0,
             reserved,
         };
+        // Once pages are in transit no slot is waited for.
+        self.notifier.wait_for_slot();
         let pass = self.gate.pass();
-        // Looked at with the pass in hand: a device that fails waits for passes, and then for nothing any more.
-        let collected = if Self::takes_pages(sender.memory) {
+        // Looked at with the pass in hand: a device that fails and an address space that exits wait for passes, and then for nothing any more.
+        let collected = if self.has_exited() {
+            report.skip(range, SkipReason::Exited);
+            Ok(())
+        } else if Self::takes_pages(sender.memory) {
             self.collect(sender, range, &mut batch, report)
         } else {
             report.skip(range, SkipReason::DeviceFailed);
@@ -331,7 +336,7 @@ impl<W: World> MmState<W> {
             .reduce(PageRange::hull)
             .expect("the batch has pages");
         self.look(outward, hull);
-        let guard = self.notifier.invalidate(hull, Cause::Migrate, None);
+        let guard = self.notifier.invalidate_unless_full(hull, Cause::Migrate, None);
         let mut next = 0;
         while next < outward.len() {
             let group = if guard.is_ok() {
@@ -496,8 +501,25 @@ impl<W: World> MmState<W> {
         }
     }
 
+    /// Gives the page a copy of its own by writing to it as the CPU would. That must not fault on us, who have it in transit and would wait for
+    /// ourselves: so it must be there, not be protected by a copy that failed before, and stay so.
     fn unshare(&self, outward: &mut Outward<'_, W>, page: usize) -> Result<usize, SkipReason> {
-        let done = self.world().unshare(outward.block.id.pages(page..page + 1));
+        let source = outward.block.id.pages(page..page + 1);
+        // While this is held no event can be read, and until it is read a discard has not happened.
+        let _arrivals = self.arrivals.read();
+        if outward.block.lock().dropped.has(page) {
+            return Err(SkipReason::Changed);
+        }
+        let failed = |error: WorldError| SkipReason::Failed(error.errno);
+        self.world().write_protect(source, false).map_err(failed)?;
+        let mut is_there = true;
+        self.world()
+            .scan(source, &mut |run| is_there &= run.pte != Pte::None)
+            .map_err(failed)?;
+        if !is_there {
+            return Err(SkipReason::Changed);
+        }
+        let done = self.world().unshare(source);
         match done.stop {
             None => {
                 outward.copied += 1;
@@ -538,7 +560,18 @@ impl<W: World> MmState<W> {
 
     fn copy_present(&self, outward: &mut Outward<'_, W>, run: Range<usize>, report: &mut Report<W::Meta>) {
         let to = arena_pages(outward.base_page, run.clone());
-        let done = self.world().copy_out(outward.block.id.pages(run.clone()), to);
+        // As in `unshare`: a page that was discarded since the look would be a hole, and reading it would be a fault on ourselves.
+        let arrivals = self.arrivals.read();
+        let discarded = PageMask::of(run.start, run.end).overlaps(&outward.block.lock().dropped);
+        let done = if discarded {
+            Moved {
+                pages: 0,
+                stop: Some(Stop::Again),
+            }
+        } else {
+            self.world().copy_out(outward.block.id.pages(run.clone()), to)
+        };
+        drop(arrivals);
         let copied = run.start..run.start + done.pages;
         let mut reason = crate::migrate::home::skip_reason(done.stop);
         let mut kept = copied.end..run.end;

@@ -18,6 +18,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, VirtAddr};
 use crate::devmem::DeviceMemory;
+use crate::migrate::SkipReason;
 use crate::migrate::home::{Homeward, Why};
 use crate::migrate::out::{OutError, Sender};
 use crate::mm::block::arena_pages;
@@ -204,7 +205,8 @@ impl<W: World> MmState<W> {
                 Served::Done
             }
             Ok(report) => match report.skips().first() {
-                Some((_, crate::migrate::SkipReason::Hole | crate::migrate::SkipReason::NoAccess)) => {
+                // Never again: the page is no more, or the device must not have it.
+                Some((_, SkipReason::Hole | SkipReason::NoAccess | SkipReason::DeviceFailed | SkipReason::Exited)) => {
                     let Some(block) = self.blocks.get(id) else {
                         return Served::Again;
                     };

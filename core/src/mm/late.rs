@@ -156,7 +156,7 @@ impl<W: World> MmState<W> {
 
     fn place(&self, mut from: ArenaRange, mut to: PageRange) {
         for _ in 0..ATTEMPTS {
-            let mut done = self.world().move_home(from, to);
+            let mut done = self.relink_home(from, to);
             if done.pages == 0 && done.stop == Some(Stop::Unlike) {
                 done = self.world().copy_home(from, to);
             }

@@ -24,7 +24,7 @@ use crate::mm::block::BlockTable;
 use crate::mm::gate::Gate;
 use crate::notifier::{Notifier, in_callback};
 use crate::stats::{Counters, Stats, add};
-use crate::sync::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, RwLock, RwLockWriteGuard};
 use crate::world::{Metadata, OutOfMetadata, World, WorldError};
 
 pub use change::ChangeError;
@@ -148,6 +148,7 @@ pub struct MmState<W: World> {
     /// Held while areas are looked at and tracked, until the pages concerned are in transit.
     areas: Mutex<()>,
     pub(crate) gate: Gate,
+    exited: AtomicBool,
     /// Held while a device gets its number and its arena, so that pagers never wait for the system calls.
     registering: Mutex<()>,
     devices: Mutex<[Option<Memory<W>>; MAX_DEVICES]>,
@@ -165,6 +166,7 @@ impl<W: World> Mm<W> {
             arrivals: RwLock::new("arrivals", ()),
             areas: Mutex::new("areas", ()),
             gate: Gate::new(),
+            exited: AtomicBool::new(false),
             registering: Mutex::new("registering", ()),
             devices: Mutex::new("devices", [const { None }; MAX_DEVICES]),
             counters: Counters::default(),
@@ -226,6 +228,11 @@ impl<W: World> Mm<W> {
             // Only refused inside a callback or an invalidation, and this thread is in none.
             let exited = mm.notifier.exit();
             debug_assert!(exited.is_ok());
+            // Release pairs with the Acquire in `has_exited`. Who was on the way when this was raised arrives; who comes later sees it. Not
+            // before the mirrors are released: that waits for accesses, which may have to call a page back.
+            mm.exited.store(true, Ordering::Release);
+            mm.gate.close();
+            mm.gate.open();
             mm.home_everything();
         });
     }
@@ -235,6 +242,11 @@ impl<W: World> MmState<W> {
     /// The world it lives in.
     pub fn world(&self) -> &W {
         &self.world
+    }
+
+    /// Whether no page leaves home any more.
+    pub(crate) fn has_exited(&self) -> bool {
+        self.exited.load(Ordering::Acquire)
     }
 
     /// Counts so far.

@@ -52,6 +52,13 @@ pub enum Refused {
 /// No slot was to be had.
 struct NoSlot;
 
+/// What to do where every slot is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WhenFull {
+    Wait,
+    Fail,
+}
+
 impl<M: Metadata> Notifier<M> {
     /// Tells every subscriber that meets `range`, but those of `owner`, to stop using it, and waits until they did. Make the change,
     /// then [`Guard::commit`]; a guard dropped without says that nothing changed.
@@ -65,6 +72,27 @@ impl<M: Metadata> Notifier<M> {
         cause: Cause,
         owner: Option<Owner>,
     ) -> Result<Guard<'_, M>, InvalidateError> {
+        self.start(range, cause, owner, WhenFull::Wait)
+    }
+
+    /// The same, but where all slots are taken it fails at once: for who has pages in transit, which those with slots may wait for. To be tried
+    /// again with nothing in transit, after [`Notifier::wait_for_slot`].
+    pub(crate) fn invalidate_unless_full(
+        &self,
+        range: PageRange,
+        cause: Cause,
+        owner: Option<Owner>,
+    ) -> Result<Guard<'_, M>, InvalidateError> {
+        self.start(range, cause, owner, WhenFull::Fail)
+    }
+
+    fn start(
+        &self,
+        range: PageRange,
+        cause: Cause,
+        owner: Option<Owner>,
+        when_full: WhenFull,
+    ) -> Result<Guard<'_, M>, InvalidateError> {
         if in_callback() {
             return Err(InvalidateError::InCallback(range));
         }
@@ -76,10 +104,23 @@ impl<M: Metadata> Notifier<M> {
         };
         let mut guard = self
             .inner
-            .activate(invalidation)
+            .activate(invalidation, when_full)
             .map_err(|NoSlot| InvalidateError::Exhausted(range))?;
         guard.start();
         Ok(guard)
+    }
+
+    /// Waits until a slot is free, which another may take then. The caller has nothing that anybody waits for. False, and at once, where it
+    /// is inside a callback or an invalidation, which might have the slots itself.
+    pub(crate) fn wait_for_slot(&self) -> bool {
+        if self.inner.outside().is_err() {
+            return false;
+        }
+        let mut state = self.inner.state.lock();
+        while state.active.is_full() {
+            state = self.inner.wait(state);
+        }
+        true
     }
 
     /// The same in a pass that does not wait: for reclaim, and where a CPU fault is served (INV-9). Allocates nothing.
@@ -101,7 +142,7 @@ impl<M: Metadata> Notifier<M> {
             owner,
             blocking: Blocking::Never,
         };
-        let refused = match self.inner.activate(invalidation) {
+        let refused = match self.inner.activate(invalidation, WhenFull::Fail) {
             Ok(mut guard) => match guard.try_start() {
                 Ok(()) => return Ok(guard),
                 Err(refused) => refused,
@@ -115,7 +156,7 @@ impl<M: Metadata> Notifier<M> {
 
 impl<M: Metadata> Inner<M> {
     /// GRD-2.
-    fn activate(&self, invalidation: Invalidation) -> Result<Guard<'_, M>, NoSlot> {
+    fn activate(&self, invalidation: Invalidation, when_full: WhenFull) -> Result<Guard<'_, M>, NoSlot> {
         let active = Active {
             invalidation,
             thread: Here::now(),
@@ -129,7 +170,7 @@ impl<M: Metadata> Inner<M> {
         let slot = loop {
             match state.active.insert(active) {
                 Some(slot) => break slot,
-                None if may_wait => state = self.wait(state),
+                None if may_wait && when_full == WhenFull::Wait => state = self.wait(state),
                 None => return Err(NoSlot),
             }
         };

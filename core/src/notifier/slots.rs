@@ -31,6 +31,10 @@ impl<T: Copy, const N: usize> Slots<T, N> {
         Some(index)
     }
 
+    pub(super) const fn is_full(&self) -> bool {
+        (!self.used).trailing_zeros() as usize >= N
+    }
+
     /// Frees a row.
     pub(super) fn remove(&mut self, index: usize) -> Option<T> {
         self.used &= !(1 << index);

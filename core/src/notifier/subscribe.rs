@@ -213,7 +213,7 @@ impl<M: Metadata> Inner<M> {
     }
 
     /// Whether the calling thread may wait for callbacks of others.
-    fn outside(&self) -> Result<(), Inside> {
+    pub(super) fn outside(&self) -> Result<(), Inside> {
         if in_callback() {
             return Err(Inside::Callback);
         }
