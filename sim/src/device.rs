@@ -15,7 +15,7 @@ use isomem_core::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use isomem_core::device::{Device, DeviceAddr, DmaError};
 use isomem_core::migrate::MigrateError;
 use isomem_core::mirror::pin::{Pin, Pins};
-use isomem_core::mirror::range::{FaultError, Placement};
+use isomem_core::mirror::range::{FaultError, Placement, Snapshot};
 use isomem_core::mirror::table::Flags;
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError, MirrorState};
 use isomem_core::notifier::{Answer, CallbackScope, Cause, Invalidation};
@@ -374,6 +374,17 @@ impl Gpu {
         let left = handle.fail();
         *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
         left
+    }
+
+    /// Brings pages in where they are, before they are missed; says how many the device can reach.
+    pub fn fault(&self, range: PageRange, access: Access) -> Result<usize, FaultError> {
+        let mirror = self.mirror().ok_or(FaultError::Released)?;
+        Ok(mirror.fault(range, access)?.pages)
+    }
+
+    /// What is mapped in a range; nothing is brought in.
+    pub fn snapshot(&self, range: PageRange) -> Result<Snapshot<Global>, FaultError> {
+        self.mirror().ok_or(FaultError::Released)?.snapshot(range)
     }
 
     /// Pages of its memory that are in use, or reserved; `None` once it is closed.

@@ -36,9 +36,10 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdGuard, PoisonError};
 use isomem_core::addr::{PAGE_SIZE, PageRange};
 use isomem_core::notifier::{Blocking, Cause};
 
+use crate::checker::Verdict;
 use crate::journal::{Event, Frame, Journal};
 use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering, RwLock, thread_local};
-use frame::Frames;
+use frame::{Frames, ZERO};
 use space::Space;
 
 pub use access::{Op, Segv};
@@ -285,6 +286,12 @@ impl Kernel {
     pub fn dma(&self, actor: crate::journal::Actor, page: usize, frame: Frame, word: usize, op: Op) -> u64 {
         self.point();
         let mut state = self.lock();
+        if frame == ZERO && op != Op::Load {
+            let sentence =
+                format!("{actor} writes to the page of zeroes, which it has for page {page} and everybody shares");
+            self.0.journal.found(Verdict::StaleAccess, sentence);
+            return 0;
+        }
         self.0.journal.record(Event::Touched {
             actor,
             page: page as u64,

@@ -1,6 +1,7 @@
 //! A ready-made machine for stories: kernel, process, address space, device, mirror and pager in one call.
 //!
 //! ```
+//! # if cfg!(feature = "shuttle") { return; } // Then there are threads only in a story that the model checker tells.
 //! use isomem_sim::{checker, journal::Journal, rig::Rig};
 //!
 //! let journal = Journal::new(checker::all(), true);

@@ -22,7 +22,7 @@ Exit status: 0 every verdict is the expected one, 1 one is not, 2 bad usage.";
 /// Check isomem's protocol: stories of failures that were argued about, each told with the designs that failed and with the one that ships,
 /// under many schedules.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "isomem check", version, about, after_help = EXAMPLES)]
+#[command(name = "isomem check", bin_name = "isomem check", version, after_help = EXAMPLES)]
 pub struct Args {
     /// Scenarios to check [default: all]
     #[arg(value_name = "SCENARIO")]

@@ -238,3 +238,29 @@ static COPIED: Design = Design {
 fn mig_3_a_page_that_is_copied_out_is_not_reached_before_its_source_is_gone() {
     must_hold(&COPIED);
 }
+
+fn exit_against_migration(run: &Run) {
+    let rig = Rig::new(&run.journal, 1);
+    rig.cpu_write(0, 0, 7);
+    let sender = rig.clone();
+    let migrate = run.spawn("migrate", move || sender.migrate(0, 1));
+    rig.exit();
+    migrate.join().expect("no thread of the story panics");
+    if rig.process().frame_at(rig.page(0)).is_none() {
+        let sentence = "The address space has exited, and a page is still on the device.";
+        run.journal.found(Verdict::DeadAddressSpace, sentence);
+    }
+    rig.shut_down();
+}
+
+static EXIT: Design = Design {
+    name: "exit",
+    about: "An address space exits while a page is sent to a device.",
+    expected: Verdict::Holds,
+    story: exit_against_migration,
+};
+
+#[test]
+fn life_3_no_page_leaves_home_once_exit_has_brought_them_there() {
+    must_hold(&EXIT);
+}

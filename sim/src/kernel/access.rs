@@ -290,7 +290,7 @@ impl State {
         if self.check(Site::Allocate).is_err() {
             return Resolved::Segv;
         }
-        let words = self.swap.remove(&slot).expect("a slot of the swap that an entry names");
+        let words = self.free_slot(process.journal(), slot);
         let frame = self.frames.allocate(process.journal(), words);
         self.set(process.pid(), page, frame, writable);
         Resolved::Retry
@@ -336,7 +336,9 @@ impl State {
     pub(super) fn zap(&mut self, journal: &Journal, pid: usize, page: usize) {
         match self.space(pid).ptes.remove(&page) {
             Some(Pte::Present(present)) => self.frames.unmap(journal, present.frame),
-            Some(Pte::Swap(slot)) => drop(self.swap.remove(&slot)),
+            Some(Pte::Swap(slot)) => {
+                self.free_slot(journal, slot);
+            }
             Some(Pte::Poison) | None => {}
         }
     }

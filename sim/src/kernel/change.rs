@@ -9,7 +9,7 @@ use isomem_core::world::{Access, Backing};
 
 use crate::journal::Event;
 use crate::kernel::space::{Present, Pte, Vma};
-use crate::kernel::{Channel, Errno, Msg, Process, Site, Wait, address};
+use crate::kernel::{Channel, Errno, Msg, Process, Site, Wait, address, told};
 
 /// Who makes a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,7 +317,7 @@ impl Process {
             }
             Some(Pte::Swap(slot)) => {
                 let words = state.swap[&slot];
-                let slot = state.swap_slot(words);
+                let slot = state.swap_slot(self.journal(), words);
                 state.space(to).ptes.insert(page, Pte::Swap(slot));
             }
             Some(Pte::Poison) | None => {}
@@ -336,6 +336,7 @@ impl Process {
         pages
             .into_iter()
             .for_each(|page| state.zap(self.journal(), self.pid(), page));
+        state.forget(self.journal(), self.told(0)..told(self.pid() + 1, 0));
         let space = state.space(self.pid());
         space.alive = false;
         space.vmas.clear();

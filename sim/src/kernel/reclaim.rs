@@ -3,6 +3,7 @@
 use isomem_core::addr::{BlockId, PageRange};
 use isomem_core::notifier::{Blocking, Cause};
 
+use crate::journal::{Event, Journal};
 use crate::kernel::access::one;
 use crate::kernel::frame::ZERO;
 use crate::kernel::space::{Present, Pte};
@@ -43,7 +44,7 @@ impl Process {
             return Reclaimed::No;
         }
         let words = *state.frames.words(present.frame);
-        let slot = state.swap_slot(words);
+        let slot = state.swap_slot(self.journal(), words);
         state.zap(self.journal(), self.pid(), page);
         state.space(self.pid()).ptes.insert(page, Pte::Swap(slot));
         Reclaimed::Yes
@@ -105,10 +106,19 @@ impl Process {
 
 impl State {
     /// Puts a page's contents into the swap.
-    pub(super) fn swap_slot(&mut self, words: Words) -> u64 {
+    pub(super) fn swap_slot(&mut self, journal: &Journal, words: Words) -> u64 {
         self.swapped += 1;
         self.swap.insert(self.swapped, words);
+        let what = slot_name(self.swapped);
+        journal.record(Event::Opened { what });
         self.swapped
+    }
+
+    /// Takes a page's contents out of the swap.
+    pub(super) fn free_slot(&mut self, journal: &Journal, slot: u64) -> Words {
+        let what = slot_name(slot);
+        journal.record(Event::Closed { what });
+        self.swap.remove(&slot).expect("a slot of the swap that an entry names")
     }
 
     fn replace(&mut self, process: &Process, page: usize) {
@@ -128,4 +138,8 @@ impl State {
         };
         self.space(process.pid()).ptes.insert(page, Pte::Present(huge));
     }
+}
+
+fn slot_name(slot: u64) -> String {
+    format!("swap slot {slot}")
 }

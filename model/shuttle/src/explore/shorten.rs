@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// The shortest schedule with the verdict of `told` that is found with little effort; `mix` is where the exploration has got to.
 pub(super) fn shorten(design: &'static Design, told: Told, mix: Mix) -> Told {
-    // Each panic makes shuttle print a line, and a story without end has no short schedule.
+    // Where nobody guards the thread that panics, shuttle prints a line each time; and a story without end has no short schedule.
     if told.verdict() == Verdict::Panicked || told.choices.steps() >= MAX_STEPS {
         return told;
     }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use isomem_sim::journal::Event;
-use isomem_sim::sync::{AtomicU64, Ordering};
+use isomem_sim::sync::{AtomicU64, Mutex, Ordering};
 
 use super::random::Random;
 use super::*;
@@ -44,6 +44,17 @@ fn panics(run: &Run) {
     thread.join().expect("it never ends");
 }
 
+/// Waits for itself, with a guard in its hands.
+fn takes_twice(run: &Run) {
+    let lock = Arc::new(Mutex::new("a", 0));
+    let thread = run.spawn("takes", move || {
+        let first = lock.lock();
+        let second = lock.lock();
+        drop((first, second));
+    });
+    thread.join().expect("it never ends");
+}
+
 const fn design(expected: Verdict, story: fn(&Run)) -> Design {
     Design {
         name: "a",
@@ -54,6 +65,7 @@ const fn design(expected: Verdict, story: fn(&Run)) -> Design {
 }
 
 static ADDS: Design = design(Verdict::LostWrite, adds);
+static TWICE: Design = design(Verdict::Deadlock, takes_twice);
 static PANICS: Design = design(Verdict::Panicked, panics);
 
 fn budget(iterations: usize, seed: u64) -> Budget {
@@ -250,6 +262,8 @@ fn prints_what_is_not_the_storys() {
         sentence.starts_with("A thread panics: this belongs to the story"),
         "{sentence}"
     );
+    let exploration = explore(&TWICE, &budget(10, 1)).expect("it comes again");
+    assert_eq!(exploration.verdict(), Verdict::Deadlock);
     catch_unwind(|| panic!("this does not")).expect_err("it panics");
 }
 
