@@ -30,7 +30,7 @@ pub struct Args {
     /// Only designs of this name; the one that ships is called `shipped`
     #[arg(long, value_name = "NAME")]
     pub design: Option<String>,
-    /// Schedules for each design, at most [default: 50000; a design that fails ends with its first failure]
+    /// Schedules for each design, at most [default: 20000 for one that ships, 100000 for one that fails, which ends with its first failure]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub iterations: Option<u64>,
     /// A million schedules for each design

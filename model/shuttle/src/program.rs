@@ -18,7 +18,7 @@ use crate::scenario::{Design, Scenario};
 use crate::timeline::{self, Page, Timeline};
 
 /// Schedules of a design that must hold, by default.
-const HOLDS: usize = 50_000;
+const HOLDS: usize = 20_000;
 /// Schedules of a design that must fail, by default: at most, for the first failure ends it.
 const FAILS: usize = 100_000;
 /// Schedules of each design with `--long`.
