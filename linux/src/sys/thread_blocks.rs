@@ -7,7 +7,7 @@
 //! thread's control block. (musl's word is in its own data, which never migrates: AREA-1.)
 //!
 //! # Invariants
-//! - THB-1: a page that has held the block of a running thread within [`KEPT_NS`] is reported: glibc uses stacks again, so it will soon hold
+//! - THB-1: a page that has held the block of a running thread within the last second is reported: glibc uses stacks again, so it will soon hold
 //!   another's.
 //! - THB-2: looking costs at most a ninth of a migrating thread's time: the next look waits for eight times as long as the last one took.
 //!
