@@ -68,6 +68,25 @@ impl Mapped {
         }
     }
 
+    /// Takes the memory away and puts new memory in its place, behind isomem's back. There is none where another thread took the place.
+    fn renewed(self) -> Option<Self> {
+        let (start, len_bytes) = (self.start, self.len_bytes);
+        drop(self);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: a new mapping, where nothing is.
+        let new = unsafe {
+            libc::mmap(
+                start as *mut _,
+                len_bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                -1,
+                0,
+            )
+        };
+        (new.expose_provenance() == start).then_some(Self { start, len_bytes })
+    }
+
     fn range(&self) -> PageRange {
         PageRange::new(self.start, self.len_bytes).unwrap()
     }
@@ -364,6 +383,53 @@ fn a_device_with_less_memory_than_the_data_evicts_and_goes_on() {
         memory.words().iter().sum::<u64>(),
         expected + memory.words().len() as u64
     );
+    close(device, mirror);
+}
+
+/// Raises the flag, also when the test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn wld_2_a_launch_waits_until_the_device_is_told_of_memory_that_was_unmapped_before() {
+    let (mm, device, mirror) = open(config(Placement::OnTouch));
+    let before = mm.stats();
+    let mut memory = numbered(4 * MIB);
+    let half = memory.words().len() / 2;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        // More threads than processors: who tells the device is sometimes held up on the way.
+        for _ in 0..2 * std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        for round in 1..=1000 {
+            let words = memory.words_mut();
+            (words[0], words[half]) = (round, round);
+            mirror
+                .launch(words, |worker, mut part| {
+                    let first = part.get(worker, 0)?;
+                    part.set(worker, 0, first + 1)
+                })
+                .unwrap();
+            // Every other time the pages are still on the device when the memory goes: it could take them for the new memory's.
+            if round % 2 == 0 {
+                let words = memory.words();
+                assert_eq!((words[0], words[half]), (round + 1, round + 1));
+            }
+            memory = memory.renewed().unwrap_or_else(|| numbered(4 * MIB));
+        }
+    });
+    assert!(mm.stats().late_unmapped > before.late_unmapped);
     close(device, mirror);
 }
 

@@ -117,7 +117,10 @@ impl<W: World, D: Device> Mirror<W, D> {
     pub fn fault(&self, range: PageRange, access: Access) -> Result<Faulted, FaultError> {
         self.state.mm.check_entry()?;
         let state = self.state.clone();
-        self.state.mm.off_stack(move || state.fault_blocks(range, access))
+        self.state.mm.off_stack(move || {
+            state.mm.catch_up();
+            state.fault_blocks(range, access)
+        })
     }
 
     /// Tells what is mapped in `range`, and never faults (FLT-1).
@@ -127,7 +130,25 @@ impl<W: World, D: Device> Mirror<W, D> {
     pub fn snapshot(&self, range: PageRange) -> Result<Snapshot<W::Meta>, FaultError> {
         self.state.mm.check_entry()?;
         let state = self.state.clone();
-        self.state.mm.off_stack(move || state.look(range))
+        self.state.mm.off_stack(move || {
+            state.mm.catch_up();
+            state.look(range)
+        })
+    }
+
+    /// Waits until the device has been told of every change of the address space that returned before this call. For a driver, before it
+    /// hands the device work.
+    ///
+    /// A change that comes through the API, or is bracketed, is told before it happens, and needs none of this. Another one (a plain
+    /// `munmap` at the cooperative level of WLD-2) returns a moment before it is told: a device that begins in that moment on new memory
+    /// in the same place would use the old.
+    ///
+    /// Blocks for as long as such a change is being told; allocates nothing. The caller may hold no lock that a callback needs.
+    #[doc(alias = "mmu_notifier_synchronize")]
+    pub fn synchronize(&self) -> Result<(), EntryError> {
+        self.state.mm.check_entry()?;
+        self.state.mm.catch_up();
+        Ok(())
     }
 }
 

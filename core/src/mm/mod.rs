@@ -301,6 +301,14 @@ impl<W: World> MmState<W> {
         }
     }
 
+    /// Waits until devices are told of every change that the program has seen done.
+    ///
+    /// A change that does not come through the API returns as soon as its event is read, a moment before it is told.
+    pub(crate) fn catch_up(&self) {
+        // Whoever read an event holds this until it is handled.
+        drop(self.areas.lock());
+    }
+
     pub(crate) fn lock_areas(&self) -> MutexGuard<'_, ()> {
         self.areas.lock()
     }

@@ -21,8 +21,7 @@ use isomem_core::migrate::{MigrateError, Report};
 use isomem_core::mirror::pin::{PinHolder, Pins};
 use isomem_core::mirror::range::{FaultError, Faulted, Snapshot};
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError, MirrorState};
-use isomem_core::mm::EntryError;
-use isomem_core::notifier::{Answer, CallbackScope, Cause, Invalidation, in_callback};
+use isomem_core::notifier::{Answer, CallbackScope, Cause, Invalidation};
 use isomem_core::world::{Access, Metadata};
 
 use crate::device::{Common, Engine, MAX_WORKERS, Shared, Stall};
@@ -146,19 +145,14 @@ impl<W: Bus> SoftMirror<W> {
         if worker::in_kernel() {
             return Err(LaunchError::Nested);
         }
-        if in_callback() {
-            return Err(EntryError::InCallback.into());
-        }
-        let state = self.mirror.state();
-        if !state.mm().world().is_current() {
-            return Err(EntryError::WrongAddressSpace.into());
-        }
+        // The caller's memory may lie where memory lay that it has just unmapped.
+        self.mirror.synchronize()?;
         if self.is_released() {
             return Err(LaunchError::Released);
         }
         let common = &self.engine.common;
         common.counters.launches.fetch_add(1, Ordering::Relaxed);
-        let panic = common.slot.run(Job::new(kernel, state.clone()));
+        let panic = common.slot.run(Job::new(kernel, self.mirror.state().clone()));
         panic.map_or(Ok(()), |note| Err(LaunchError::Panicked(Box::new(note))))
     }
 
