@@ -6,6 +6,7 @@
 mod bare;
 mod device;
 mod idle;
+mod levels;
 mod migrate;
 mod rig;
 mod row;
@@ -82,6 +83,16 @@ const GROUPS: &[Group] = &[
     Group {
         rows: &["idle_compute", "idle_fault"],
         measure: idle::rows,
+    },
+    Group {
+        rows: &[
+            "unmap_api",
+            "unmap_exact",
+            "unmap_outside",
+            "malloc_exact",
+            "malloc_outside",
+        ],
+        measure: levels::rows,
     },
     Group {
         rows: &["metadata"],

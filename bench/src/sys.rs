@@ -117,3 +117,70 @@ impl Drop for Memory {
         let _ = unsafe { rustix::mm::munmap(self.map.as_ptr(), self.map_bytes) };
     }
 }
+
+/// Maps a page that has no neighbour, so that it is an area by itself, and touches it.
+pub(crate) fn map_page() -> usize {
+    let flags = MapFlags::PRIVATE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice touches nobody's memory.
+    let map = unsafe {
+        rustix::mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            2 * PAGE_SIZE,
+            ProtFlags::READ | ProtFlags::WRITE,
+            flags,
+        )
+    };
+    let at = map.expect("a page can be mapped");
+    // SAFETY: the second page of it, which nobody uses, keeps the next one apart.
+    let guarded = unsafe {
+        rustix::mm::mprotect(
+            at.wrapping_byte_add(PAGE_SIZE),
+            PAGE_SIZE,
+            rustix::mm::MprotectFlags::empty(),
+        )
+    };
+    guarded.expect("a page can be protected");
+    // SAFETY: mapped just now.
+    unsafe { at.cast::<u8>().write_volatile(1) };
+    at.expose_provenance()
+}
+
+/// Unmaps what [`map_page`] mapped.
+pub(crate) fn unmap_page(at: usize) {
+    // SAFETY: nobody uses it any more.
+    let unmapped = unsafe { rustix::mm::munmap(std::ptr::with_exposed_provenance_mut(at), 2 * PAGE_SIZE) };
+    unmapped.expect("what is mapped can be unmapped");
+}
+
+/// The same by isomem.
+pub(crate) fn unmap_announced(mm: &Mm, at: usize) {
+    let range = PageRange::new(at, 2 * PAGE_SIZE).expect("a mapping is in user space");
+    // SAFETY: nobody uses it any more.
+    unsafe { mm.unmap(range) }.expect("what is mapped can be unmapped");
+}
+
+/// Runs `measure` in a child, and returns what it measured; `None` where it could not.
+pub(crate) fn in_child(measure: impl FnOnce() -> Option<[f64; 2]>) -> std::io::Result<Option<[f64; 2]>> {
+    use std::io::{Read, Write};
+    let (mut from, mut to) = std::io::pipe()?;
+    // SAFETY: nothing else of the program runs meanwhile, so the child can do what it likes.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        if let Some(measured) = measure() {
+            let bytes: Vec<u8> = measured.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let _ = to.write_all(&bytes);
+        }
+        // SAFETY: ends the child without running what is the parent's.
+        unsafe { libc::_exit(0) };
+    }
+    if child < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    drop(to);
+    let mut bytes = [0_u8; 16];
+    let read = from.read_exact(&mut bytes);
+    // SAFETY: the child is ours.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    let value = |at: usize| f64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+    Ok(read.is_ok().then(|| [value(0), value(8)]))
+}

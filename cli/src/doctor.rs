@@ -7,6 +7,7 @@ mod facts;
 use crate::args::DoctorArgs;
 use crate::report;
 use facts::{Access, Facts};
+use isomem::Exactness as Exact;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -88,14 +89,29 @@ fn exactness(facts: &Facts) -> Exactness {
         (facts.event_remap, "mremap"),
         (facts.event_fork, "fork"),
     ];
-    let noticed_late = events.iter().filter(|event| event.0).map(|event| event.1).collect();
-    let lost = events.iter().filter(|event| !event.0).map(|event| event.1);
-    let never = ["mprotect", "a file behind a mapping truncated or punched"];
+    let told = match facts.level {
+        Exact::Cooperative => "unmap, protect, discard and remap through isomem; fork through libc",
+        Exact::Interposed => {
+            "the same, and what the program does by libc's functions, but not what libc does by itself"
+        }
+        Exact::Exact(_) => "every system call that changes mappings, also from inside libc, and every fork",
+    };
+    let exact = matches!(facts.level, Exact::Exact(_));
+    let of = |there: bool| events.iter().filter(move |event| event.0 == there).map(|event| event.1);
+    // What is told of beforehand slips past only by the ways that no level sees.
+    let noticed_late = if exact { Vec::new() } else { of(true).collect() };
+    let mut not_noticed: Vec<_> = if exact { Vec::new() } else { of(false).collect() };
+    if facts.level == Exact::Cooperative {
+        not_noticed.extend(["mprotect", "a file behind a mapping truncated or punched"]);
+    }
+    if exact {
+        not_noticed.push("io_uring, other processes, 32-bit system calls: see docs/exactness.md");
+    }
     Exactness {
-        level: "cooperative",
-        told_before: "unmap, protect, discard and remap through isomem",
+        level: facts.level.name(),
+        told_before: told,
         noticed_late,
-        not_noticed: lost.chain(never).collect(),
+        not_noticed,
     }
 }
 
@@ -192,6 +208,13 @@ fn checks(facts: &Facts) -> Vec<Check> {
             found(facts.procmap_query),
             "areas are found by reading /proc/self/maps as text, which is slower",
             "Linux 6.11 or newer",
+        ),
+        check(
+            "exact level",
+            facts.no_exact.is_none(),
+            facts.no_exact.clone().unwrap_or_else(|| found(true).to_owned()),
+            "changes by bare system calls, and by the C library for itself, are noticed late or not at all",
+            "Linux 5.19 or newer, x86-64, and a container that permits seccomp(2)",
         ),
         check(
             "huge pages",

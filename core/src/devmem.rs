@@ -5,7 +5,7 @@
 //! costs address space but no memory.
 //!
 //! # Invariants
-//! - MEM-1: `used` counts the pages resident plus those reserved for transits in flight, and never exceeds the capacity.
+//! - MEM-1: `used` counts the pages resident or claimed plus those reserved for transits in flight, and never exceeds the capacity.
 //! - MEM-2 (MIG-8): a budget's `used` never exceeds its limit; bringing pages home needs no budget.
 //! - MEM-3 (MIG-7): the list holds every chunk with an owner, most recently used first.
 //!
@@ -28,6 +28,16 @@ impl DeviceId {
     pub const fn get(self) -> u8 {
         self.0
     }
+}
+
+/// What a device's memory is to the CPU (MIG-10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum MemoryKind {
+    /// The CPU cannot map it: a page there is away from the program, and a touch brings it home.
+    #[default]
+    Private,
+    /// The CPU maps it as it maps its own: a page there stays at its address, and a touch is an ordinary one. The device *claims* the page.
+    Coherent,
 }
 
 /// Number of a chunk of a device's arena.
@@ -174,7 +184,9 @@ pub(crate) enum Full {
 pub(crate) struct DeviceMemory<M: Metadata> {
     pub(crate) id: DeviceId,
     pub(crate) name: &'static str,
+    pub(crate) kind: MemoryKind,
     pub(crate) capacity_pages: usize,
+    /// Where pages lie that the CPU cannot reach: all in private memory; in coherent memory those taken exclusively.
     pub(crate) arena: ArenaRange,
     /// No more pages go there.
     pub(crate) failed: AtomicBool,
@@ -200,6 +212,7 @@ impl<M: Metadata> DeviceMemory<M> {
     pub(crate) fn new(
         id: DeviceId,
         name: &'static str,
+        kind: MemoryKind,
         capacity_pages: usize,
         arena: ArenaRange,
     ) -> Result<Self, OutOfMetadata> {
@@ -232,6 +245,7 @@ impl<M: Metadata> DeviceMemory<M> {
         Ok(Self {
             id,
             name,
+            kind,
             capacity_pages,
             arena,
             failed,

@@ -67,6 +67,12 @@ counters! {
     pages_home_by_eviction,
     /// Pages that came home because somebody asked.
     pages_home_by_request,
+    /// Of the pages that went to a device, those that came from another one.
+    pages_between_devices,
+    /// Pages that were claimed for coherent device memory.
+    pages_claimed,
+    /// Pages that a device took exclusively.
+    pages_exclusive,
     /// Bytes that changed place by relinking pages.
     bytes_moved,
     /// Bytes that changed place by copying.
@@ -79,6 +85,8 @@ counters! {
     retries,
     /// Invalidations that went on although a device still held a pin: the MMU fences it.
     fenced,
+    /// Changes of the address space that devices were told of before they were made.
+    changes_announced,
     /// Changes of the address space that devices were told of only afterwards: contents dropped.
     late_removed,
     /// The same: unmapped.

@@ -262,6 +262,12 @@ pub trait World: Send + Sync + Sized + 'static {
     /// Copies pages of the arena back to the program and wakes who waits for them. The arena's copy stays.
     fn copy_home(&self, from: ArenaRange, to: PageRange) -> Moved;
 
+    /// Moves pages from one device's part of the arenas to another's, without copying. Their place becomes a hole.
+    fn move_across(&self, from: ArenaRange, to: ArenaRange) -> Moved;
+
+    /// Copies pages from one device's part of the arenas to another's. The source stays.
+    fn copy_across(&self, from: ArenaRange, to: ArenaRange) -> Moved;
+
     /// Puts zeroes at holes of the arena, and wakes who waits there.
     fn zero_arena(&self, range: ArenaRange) -> Moved;
 

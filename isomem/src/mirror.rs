@@ -6,6 +6,7 @@ use bytemuck::Pod;
 use isomem_core::addr::{PAGE_SIZE, PageRange, RangeError};
 use isomem_core::migrate::MigrateError;
 use isomem_core::mirror::range::{FaultError, Faulted};
+use isomem_core::mm::EntryError;
 use isomem_core::world::{Access, World};
 use isomem_linux::Linux;
 use isomem_soft::{DeviceFault, PanicNote, SoftMirror};
@@ -146,6 +147,25 @@ impl Mirror {
     /// Brings the pages of `range` home from the device.
     pub fn migrate_home(&self, range: PageRange) -> Result<Report, MigrateError> {
         self.soft.migrate_home(range)
+    }
+
+    /// Takes the pages of `range` for the device alone, for atomic operations that no CPU can come between (MIG-11). A CPU access takes its page
+    /// back, and so does whatever else changes the page; [`Mirror::exclusive_pages`] tells what is left.
+    ///
+    /// Pages that cannot be had stay, and the report says why.
+    #[doc(alias = "make_device_exclusive_range")]
+    pub fn exclusive(&self, range: PageRange) -> Result<Report, MigrateError> {
+        self.soft.exclusive(range)
+    }
+
+    /// Ends what [`Mirror::exclusive`] began: the exclusive pages of `range` come home.
+    pub fn end_exclusive(&self, range: PageRange) -> Result<Report, MigrateError> {
+        self.soft.end_exclusive(range)
+    }
+
+    /// How many pages of `range` the device has exclusively at this moment.
+    pub fn exclusive_pages(&self, range: PageRange) -> Result<usize, EntryError> {
+        self.soft.exclusive_pages(range)
     }
 
     /// Brings the pages of `range` in as if the device had touched each, and enters them in its page table where they are (FLT-1).

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use isomem_core::world::World;
 use isomem_linux::pager::Pagers;
-use isomem_linux::{Linux, OpenError};
+use isomem_linux::{Exact, Exactness, Interposed, Linux, OpenError};
 use isomem_soft::{SoftConfig, SoftError};
 
 use crate::device::SoftDevice;
@@ -32,30 +32,51 @@ pub(crate) type Core = isomem_core::mm::Mm<Linux>;
 #[derive(Debug)]
 struct Opened {
     core: Core,
+    exactness: Exactness,
     /// Taken when the handle goes.
     pagers: Option<Pagers<Core>>,
+    /// The same.
+    told: Told,
+}
+
+/// Who tells of the program's own changes.
+#[derive(Debug)]
+enum Told {
+    /// Nobody, or nobody any more.
+    No,
+    Interposed(#[allow(dead_code, reason = "held to be dropped")] Interposed),
+    Exact(#[allow(dead_code, reason = "held to be dropped")] Exact),
 }
 
 impl Opened {
-    fn new(pagers: usize) -> Result<Self, OpenError> {
+    fn new(pagers: usize, exactness: Exactness) -> Result<Self, OpenError> {
         let core = Core::new(Linux::open()?)?;
         let pagers = Pagers::start(core.clone(), pagers)?;
+        let told = match exactness {
+            Exactness::Cooperative => Told::No,
+            Exactness::Interposed => Told::Interposed(Interposed::start(&core)?),
+            Exactness::Exact(windows) => Told::Exact(Exact::start(&core, windows)?),
+        };
         Ok(Self {
             core,
+            exactness,
             pagers: Some(pagers),
+            told,
         })
     }
 }
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        let pagers = self.pagers.take();
+        let (pagers, told) = (self.pagers.take(), core::mem::replace(&mut self.told, Told::No));
         if !self.core.world().is_current() {
             // In a fork's child the threads are not there to be joined, and the handle that they would have dropped keeps the rest.
-            core::mem::forget(pagers);
+            core::mem::forget((pagers, told));
             return;
         }
         let _one_at_a_time = current();
+        // Calls that are being served need the pagers.
+        drop(told);
         // Pages come home while there is still somebody who serves faults.
         self.core.exit();
         drop(pagers);
@@ -66,6 +87,7 @@ impl Drop for Opened {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Builder {
     pagers: Option<usize>,
+    exactness: Option<Exactness>,
 }
 
 impl Builder {
@@ -73,6 +95,14 @@ impl Builder {
     #[must_use]
     pub fn pagers(mut self, count: usize) -> Self {
         self.pagers = Some(count);
+        self
+    }
+
+    /// How surely devices are to be told of changes before they are made (WLD-2); by default what `ISOMEM_EXACTNESS` names, else
+    /// [`Exactness::Cooperative`]. See docs/exactness.md for what each level costs, and what none can see.
+    #[must_use]
+    pub fn exactness(mut self, level: Exactness) -> Self {
+        self.exactness = Some(level);
         self
     }
 
@@ -87,7 +117,9 @@ impl Builder {
         {
             return Ok(Mm(opened));
         }
-        let opened = Arc::new(Opened::new(self.pagers.unwrap_or_else(Pagers::<Core>::default_count))?);
+        let exactness = self.exactness.map_or_else(Exactness::from_environment, Ok)?;
+        let pagers = self.pagers.unwrap_or_else(Pagers::<Core>::default_count);
+        let opened = Arc::new(Opened::new(pagers, exactness)?);
         *current = Arc::downgrade(&opened);
         Ok(Mm(opened))
     }
@@ -120,6 +152,11 @@ impl Mm {
     /// Counts of what happened so far, and how long faults took.
     pub fn stats(&self) -> Stats {
         self.core().stats()
+    }
+
+    /// How surely devices are told of changes: the level that this address space was opened at.
+    pub fn exactness(&self) -> Exactness {
+        self.0.exactness
     }
 
     /// The protocol's own handle, for drivers.

@@ -14,7 +14,7 @@ use apart::{MIB, Mapped, apart};
 use isomem::{Access, FaultError, Mm, PAGE_SIZE, PageRange, PageState, SkipReason};
 use isomem_core::device::{Device, DeviceAddr, DmaError};
 use isomem_core::mirror::{DeviceHandle, Mirror};
-use isomem_core::mm::MemoryConfig;
+use isomem_core::mm::{MemoryConfig, MemoryKind};
 use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::Metadata;
 use isomem_linux::Linux;
@@ -73,6 +73,7 @@ fn rig() -> Rig {
         name: "behind",
         capacity_bytes: 16 * MIB,
         mirror_budget_bytes: None,
+        kind: MemoryKind::Private,
     };
     let handle = mm.core().register(memory).unwrap();
     let device = MetadataHeap::share(Behind::default()).unwrap();

@@ -16,7 +16,7 @@ use apart::{MIB, Mapped, apart, config, device_sum, open, pages_on_device, threa
 use isomem::{Access, DeviceFault, FaultError, LaunchError, MigrateError, Mirror, Mm, PAGE_SIZE, SoftDevice};
 use isomem_core::device::Device;
 use isomem_core::mirror::{DeviceHandle, MirrorError};
-use isomem_core::mm::{ChangeError, EntryError, MemoryConfig, RegisterError};
+use isomem_core::mm::{ChangeError, EntryError, MemoryConfig, MemoryKind, RegisterError};
 use isomem_core::notifier::{Answer, CallbackScope, Deferred, Inside, Invalidation};
 use isomem_core::world::Metadata;
 use isomem_linux::Linux;
@@ -100,6 +100,7 @@ fn register(mm: &Mm) -> DeviceHandle<Linux> {
         name: "probe",
         capacity_bytes: 16 * MIB,
         mirror_budget_bytes: None,
+        kind: MemoryKind::Private,
     };
     mm.core().register(memory).unwrap()
 }
@@ -869,6 +870,7 @@ fn life_1_more_devices_than_there_can_be_are_refused() {
             name: "one too many",
             capacity_bytes: MIB,
             mirror_budget_bytes: None,
+            kind: MemoryKind::Private,
         };
         assert_eq!(mm.core().register(config).unwrap_err(), RegisterError::TooMany);
         handles.into_iter().for_each(|handle| handle.unregister().unwrap());

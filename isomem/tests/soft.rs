@@ -13,7 +13,7 @@ use isomem::{Access, DeviceFault, Mm, PAGE_SIZE, PageRange, Placement, SoftConfi
 use isomem_core::addr::BLOCK_SIZE;
 use isomem_core::bus::{AtomicOp, Bus};
 use isomem_core::device::Device;
-use isomem_core::mm::{EntryError, MemoryConfig};
+use isomem_core::mm::{EntryError, MemoryConfig, MemoryKind};
 use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::{Metadata, World};
 use isomem_linux::{Linux, Window};
@@ -340,6 +340,7 @@ fn inv_7_a_launch_from_inside_a_callback_is_refused_and_does_not_hang() {
         name: "eager",
         capacity_bytes: PAGE_SIZE,
         mirror_budget_bytes: None,
+        kind: MemoryKind::Private,
     };
     let handle = mm.core().register(memory).unwrap();
     let watching = handle.mirror(eager.clone()).unwrap();

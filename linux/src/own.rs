@@ -4,8 +4,9 @@
 //! it read was announced.
 //!
 //! # Invariants
-//! - OWN-1: one announcement explains at most one event, of exactly the same kind and range. So when the program discards just
-//!   the same range meanwhile, one of the two events still counts as its own.
+//! - OWN-1: one announcement explains at most one event, of exactly the same kind and range, or the pieces that it comes in. So when the program discards just
+//!   the same range meanwhile, one of the two events still counts as its own. But while devices are kept out of a range
+//!   ([`Change::Within`]) whatever happens inside it is explained: it finds no device's entry and no page that is away.
 //! - OWN-2: an announcement is forgotten only when its event can be neither unread nor unprocessed.
 //! - OWN-3: it is forgotten before any event that began after the cooperative call returned is processed. So a later change of the program
 //!   that looks alike is not taken for ours, even where ours made no event.
@@ -18,7 +19,7 @@
 //! announce; madvise ...             .
 //!   (waits until the event is read) read; was it announced? yes: not late
 //! done; still there? nudge ...      .
-//!   (waits until that is read)      read the nudge: events come in order, so all of what is done was processed: sweep
+//!   (waits until that is read)      read the nudge, and all that was read with it: process it, then sweep
 //! ```
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -40,6 +41,43 @@ pub enum Change {
     Remapped(PageRange, PageRange),
     /// A child is made.
     Forked,
+    /// Anything that happens inside the range, as often as it does. Only to be announced, by who keeps devices out of the range.
+    Within(PageRange),
+}
+
+impl Change {
+    /// What is left to be explained of an announced change after `event`; `None` if the event is none of its.
+    fn explain(self, event: Self) -> Option<Left> {
+        match (self, event) {
+            (Self::Within(range), Self::Removed(part) | Self::Unmapped(part) | Self::Remapped(part, _)) => {
+                range.covers(part).then_some(Left::Same)
+            }
+            // Where the area was split since it was looked at, the kernel reports it piece by piece.
+            (Self::Removed(range), Self::Removed(part)) if range.start() == part.start() && range.covers(part) => {
+                let rest = range.skip(part.page_count());
+                Some(rest.map_or(Left::Nothing, |rest| Left::Rest(Self::Removed(rest))))
+            }
+            (announced, event) => (announced == event).then_some(Left::Nothing),
+        }
+    }
+
+    /// Whether `event` repeats the end of a change that was reported before: the area was split just then.
+    fn is_repeated_by(self, event: Self) -> bool {
+        match (self, event) {
+            (Self::Removed(range), Self::Removed(part)) => range.start() < part.start() && range.end() == part.end(),
+            _ => false,
+        }
+    }
+}
+
+/// What is left of an announced change.
+enum Left {
+    /// As much as before.
+    Same,
+    /// That.
+    Rest(Change),
+    /// All was reported.
+    Nothing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +86,11 @@ enum Place {
     /// Under way, its event not yet seen.
     Expected(Change),
     /// Under way, its event was seen.
-    Seen,
+    Seen(Change),
     /// The system call returned; its event, if there was one, may still wait to be processed.
     Done(Change),
+    /// The same, and its event was seen.
+    Past(Change),
 }
 
 /// The announced changes.
@@ -60,6 +100,8 @@ pub struct OwnChanges {
     has_reader: AtomicBool,
     /// Nudges that were begun and not yet heard.
     nudges: AtomicUsize,
+    /// Forks are held by who sees their system calls, not announced by the C library.
+    forks_are_held: AtomicBool,
 }
 
 /// An announced change.
@@ -82,7 +124,18 @@ impl OwnChanges {
             places: Mutex::new([Place::Free; PLACES]),
             has_reader: AtomicBool::new(false),
             nudges: AtomicUsize::new(0),
+            forks_are_held: AtomicBool::new(false),
         }
+    }
+
+    /// From now on whoever holds system calls announces forks; the C library's hooks need not.
+    pub fn hold_forks(&self) {
+        self.forks_are_held.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody does.
+    pub fn holds_forks(&self) -> bool {
+        self.forks_are_held.load(Ordering::SeqCst)
     }
 
     fn lock(&self) -> MutexGuard<'_, [Place; PLACES]> {
@@ -149,26 +202,45 @@ impl OwnChanges {
 
     /// Whether the place of a change that is done is still taken (perhaps by another one).
     pub fn is_open(&self, ticket: Ticket) -> bool {
-        self.lock()[ticket.0] != Place::Free
+        !matches!(self.lock()[ticket.0], Place::Free | Place::Past(_))
     }
 
-    /// Whether the event was announced; says so once for each announcement (OWN-1).
-    pub fn take(&self, change: Change) -> bool {
+    /// Whether the event of a change that is under way was seen.
+    pub fn is_seen(&self, ticket: Ticket) -> bool {
+        matches!(self.lock()[ticket.0], Place::Seen(_))
+    }
+
+    /// Whether the event was announced; says so once for each announcement of a single one (OWN-1).
+    pub fn take(&self, event: Change) -> bool {
         let mut places = self.lock();
         for place in places.iter_mut() {
-            *place = match *place {
-                Place::Expected(expected) if expected == change => Place::Seen,
-                Place::Done(expected) if expected == change => Place::Free,
-                _ => continue,
+            let next = match *place {
+                Place::Expected(announced) => announced.explain(event).map(|left| match left {
+                    Left::Same => *place,
+                    Left::Rest(rest) => Place::Expected(rest),
+                    Left::Nothing => Place::Seen(announced),
+                }),
+                Place::Done(announced) => announced.explain(event).map(|left| match left {
+                    Left::Same => *place,
+                    Left::Rest(rest) => Place::Done(rest),
+                    Left::Nothing => Place::Past(announced),
+                }),
+                Place::Seen(announced) | Place::Past(announced) => announced.is_repeated_by(event).then_some(*place),
+                Place::Free => None,
             };
-            return true;
+            if let Some(next) = next {
+                *place = next;
+                return true;
+            }
         }
         false
     }
 
-    /// Forgets changes that are done. The reader of events calls this at a nudge, and when it has processed everything it read.
+    /// Forgets changes that are done. The reader of events calls this when it has processed everything it read, and at no other moment: what is done
+    /// has been read, and may lie behind what is being processed.
     pub fn sweep(&self) {
-        for place in self.lock().iter_mut().filter(|place| matches!(place, Place::Done(_))) {
+        let over = |place: &&mut Place| matches!(place, Place::Done(_) | Place::Past(_));
+        for place in self.lock().iter_mut().filter(over) {
             *place = Place::Free;
         }
     }

@@ -302,6 +302,7 @@ struct Hooks<P: Pagee> {
     shared: MetaArc<Shared<P>>,
     /// Forks are one at a time (FORK-1), so it is never contended.
     announced: Mutex<Option<Ticket>>,
+    prepared: AtomicBool,
 }
 
 impl<P: Pagee> Hooks<P> {
@@ -315,13 +316,20 @@ impl<P: Pagee> Hooks<P> {
 
 impl<P: Pagee> ForkHooks for Hooks<P> {
     fn prepare(&self) {
-        self.shared.pagee.fork_prepare();
-        self.exchange(self.shared.world().announce(Change::Forked));
+        // Where the system call itself is held, it is not announced twice.
+        let announce = !self.shared.world().own_changes().holds_forks();
+        self.prepared.store(announce, Ordering::Relaxed);
+        if announce {
+            self.shared.pagee.fork_prepare();
+            self.exchange(self.shared.world().announce(Change::Forked));
+        }
     }
 
     fn parent(&self) {
-        self.shared.world().settle(self.exchange(None));
-        self.shared.pagee.fork_done();
+        if self.prepared.load(Ordering::Relaxed) {
+            self.shared.world().settle(self.exchange(None));
+            self.shared.pagee.fork_done();
+        }
     }
 }
 
@@ -379,6 +387,7 @@ impl<P: Pagee> Pagers<P> {
         let hooks = Hooks {
             shared: pagers.shared.clone(),
             announced: Mutex::new(None),
+            prepared: AtomicBool::new(false),
         };
         pagers.fork_hooks = fork::install(Box::new(hooks));
         Ok(pagers)

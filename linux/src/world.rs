@@ -18,6 +18,9 @@
 
 mod announce;
 pub(crate) mod drive;
+mod look;
+
+use std::sync::OnceLock;
 
 use isomem_core::addr::{BlockId, PAGE_SIZE, PageMask, PageRange, VirtAddr};
 use isomem_core::world::{
@@ -27,6 +30,7 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec};
 
 use crate::areas::Exclusions;
+use crate::exact::ExactError;
 use crate::own::{Change, OwnChanges};
 use crate::service::Services;
 use crate::sys::mapping::{self, ForkMark, Mapping};
@@ -70,6 +74,9 @@ pub enum OpenError {
     /// A thread of isomem's own did not start.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    /// The exact level is not to be had.
+    #[error(transparent)]
+    Exact(#[from] ExactError),
 }
 
 /// The calling process.
@@ -87,6 +94,8 @@ pub struct Linux {
     bell: Mapping,
     /// The same for the arena's descriptor, which has no events: touching it is a fault.
     arena_bell: Mapping,
+    /// A page of the program's descriptor that children get, so that every fork is an event; only where forks are held.
+    fork_bell: OnceLock<Mapping>,
     services: Services,
 }
 
@@ -136,6 +145,7 @@ impl Linux {
             mark,
             bell,
             arena_bell,
+            fork_bell: OnceLock::new(),
             services,
         })
     }
@@ -351,7 +361,18 @@ impl World for Linux {
     }
 
     fn track(&self, range: PageRange) -> Result<(), WorldError> {
-        self.program.register(range).map_err(failed("UFFDIO_REGISTER", range))
+        // Another descriptor may still have it for a moment: the one that a fork made of the parent's, until the parent has closed it, or that of an
+        // address space which is just being closed.
+        const ATTEMPTS: usize = 50;
+        let mut result = self.program.register(range);
+        for _ in 0..ATTEMPTS {
+            if result != Err(Errno::BUSY) {
+                break;
+            }
+            self.pause(1_000_000);
+            result = self.program.register(range);
+        }
+        result.map_err(failed("UFFDIO_REGISTER", range))
     }
 
     fn untrack(&self, range: PageRange) -> Result<(), WorldError> {
@@ -389,6 +410,7 @@ impl World for Linux {
     }
 
     fn remap(&self, from: PageRange, to: PageRange) -> Result<(), WorldError> {
+        self.join_areas(from);
         let replaced = || self.as_own(Change::Remapped(from, to), || mapping::remap(from, to));
         let left = || self.as_own(Change::Unmapped(to), replaced);
         self.as_own(Change::Unmapped(from), left)
@@ -484,6 +506,14 @@ impl World for Linux {
 
     fn copy_home(&self, from: ArenaRange, to: PageRange) -> Moved {
         moved(Self::copy(&self.program, from, to, Protection::None), stop)
+    }
+
+    fn move_across(&self, from: ArenaRange, to: ArenaRange) -> Moved {
+        self.move_out(from, to)
+    }
+
+    fn copy_across(&self, from: ArenaRange, to: ArenaRange) -> Moved {
+        self.copy_out(from, to)
     }
 
     fn zero_arena(&self, range: ArenaRange) -> Moved {

@@ -18,7 +18,8 @@ use isomem_core::mirror::pin::{Pin, Pins};
 use isomem_core::mirror::range::{FaultError, Placement, Snapshot};
 use isomem_core::mirror::table::Flags;
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError, MirrorState};
-use isomem_core::notifier::{Answer, CallbackScope, Cause, Invalidation};
+use isomem_core::mm::MemoryKind;
+use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::Access;
 
 use crate::checker::Verdict;
@@ -147,7 +148,7 @@ impl Device for Side {
         self.called();
         let range = invalidation.range;
         self.pins.flush(range);
-        if self.reach == Reach::SharedMmu && invalidation.cause == Cause::Migrate {
+        if self.reach == Reach::SharedMmu && invalidation.cause.moves_pages() {
             if !self.wait_clear(range, PATIENCE_NS) {
                 scope.leave_to_the_mmu();
             }
@@ -222,6 +223,8 @@ pub struct GpuConfig {
     pub name: Name,
     /// Pages of its memory.
     pub memory_pages: usize,
+    /// Whether the CPU can map its memory.
+    pub kind: MemoryKind,
     /// How it reaches memory.
     pub reach: Reach,
     /// Where pages go on a miss.
@@ -234,6 +237,7 @@ impl GpuConfig {
         Self {
             name,
             memory_pages: 8,
+            kind: MemoryKind::Private,
             reach: Reach::SharedMmu,
             placement: Placement::InPlace,
         }
@@ -365,6 +369,25 @@ impl Gpu {
     pub fn home(&self, range: PageRange) -> Result<usize, MigrateError> {
         let mirror = self.mirror().ok_or(MigrateError::Released)?;
         Ok(mirror.migrate_home(range)?.migrated())
+    }
+
+    /// Takes pages exclusively; says how many the device has of them (MIG-11).
+    pub fn exclusive(&self, range: PageRange) -> Result<usize, MigrateError> {
+        let mirror = self.mirror().ok_or(MigrateError::Released)?;
+        let taken = mirror.exclusive(range)?;
+        Ok(taken.migrated() + taken.already)
+    }
+
+    /// Gives them back; says how many came home.
+    pub fn end_exclusive(&self, range: PageRange) -> Result<usize, MigrateError> {
+        let mirror = self.mirror().ok_or(MigrateError::Released)?;
+        Ok(mirror.end_exclusive(range)?.migrated())
+    }
+
+    /// How many pages of the range it has exclusively.
+    pub fn exclusive_pages(&self, range: PageRange) -> usize {
+        let mirror = self.mirror();
+        mirror.map_or(0, |mirror| mirror.exclusive_pages(range).unwrap_or(0))
     }
 
     /// The device fails or is unplugged (LIFE-7); says how many pages could not come home.

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use isomem_core::addr::{PAGES_PER_BLOCK, PageRange};
 use isomem_core::mirror::range::Placement;
-use isomem_core::mm::{ChangeError, MemoryConfig, Mm};
+use isomem_core::mm::{ChangeError, MemoryConfig, MemoryKind, Mm};
 use isomem_core::world::Access;
 
 use crate::device::{Gpu, GpuConfig, GpuError, Reach};
@@ -58,6 +58,27 @@ pub const STRICT_GPU: &[GpuConfig] = &[GpuConfig {
 }];
 /// Two of those.
 pub const TWO_GPUS: &[GpuConfig] = &[GpuConfig::named("gpu 0"), GpuConfig::named("gpu 1")];
+
+/// Two private devices with page frames in their own tables.
+pub const STRICT_GPUS: &[GpuConfig] = &[
+    GpuConfig {
+        reach: Reach::Frames,
+        ..GpuConfig::named("gpu 0")
+    },
+    GpuConfig {
+        reach: Reach::Frames,
+        ..GpuConfig::named("gpu 1")
+    },
+];
+/// Two private devices, then one with coherent memory, "gpu 2".
+pub const GPUS_OF_EACH_KIND: &[GpuConfig] = &[
+    GpuConfig::named("gpu 0"),
+    GpuConfig::named("gpu 1"),
+    GpuConfig {
+        kind: MemoryKind::Coherent,
+        ..GpuConfig::named("gpu 2")
+    },
+];
 
 struct Parts {
     journal: Journal,
@@ -328,6 +349,7 @@ fn open(mm: &Mm<SimWorld>, process: &Process, config: GpuConfig) -> Gpu {
         name: config.name,
         capacity_bytes: config.memory_pages * isomem_core::addr::PAGE_SIZE,
         mirror_budget_bytes: None,
+        kind: config.kind,
     };
     let handle = mm.register(memory).expect("there is room for a device");
     Gpu::new(handle, process, config).expect("the heap is large")

@@ -283,6 +283,14 @@ impl World for SimWorld {
         plain(self.process.copy_pages(from, to, Channel::Program, Copies::Open))
     }
 
+    fn move_across(&self, from: ArenaRange, to: ArenaRange) -> Moved {
+        self.moved(from, self.process.move_pages(from, to, Channel::Arena, self.zeroes))
+    }
+
+    fn copy_across(&self, from: ArenaRange, to: ArenaRange) -> Moved {
+        plain(self.process.copy_pages(from, to, Channel::Arena, Copies::Open))
+    }
+
     fn zero_arena(&self, range: ArenaRange) -> Moved {
         plain(self.process.zeropage(range, Channel::Arena, self.zeroes))
     }

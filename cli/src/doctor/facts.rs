@@ -1,5 +1,6 @@
 //! What the kernel says when it is asked.
 
+use isomem::Exactness;
 use isomem_linux::sys::maps::Maps;
 use isomem_linux::sys::pagemap::Pagemap;
 use isomem_linux::sys::uffd::{Features, Opened, Uffd};
@@ -43,6 +44,10 @@ pub(super) struct Facts {
     pub(super) procmap_query: bool,
     /// The kernel's word for when it makes huge pages.
     pub(super) huge_pages: String,
+    /// The level that is chosen.
+    pub(super) level: Exactness,
+    /// Why the exact level is not to be had.
+    pub(super) no_exact: Option<String>,
 }
 
 impl Facts {
@@ -51,6 +56,8 @@ impl Facts {
             kernel: read_line("/proc/sys/kernel/osrelease"),
             pagemap_scan: Pagemap::open().is_ok_and(|pagemap| pagemap.has_scan()),
             procmap_query: Maps::open().is_ok_and(|maps| maps.has_query()),
+            level: Exactness::from_environment().unwrap_or_default(),
+            no_exact: isomem_linux::exact::probe().err().map(|error| error.to_string()),
             huge_pages: chosen(&read_line("/sys/kernel/mm/transparent_hugepage/enabled")),
             ..Self::default()
         };

@@ -14,6 +14,8 @@ fn everything() -> Facts {
         pagemap_scan: true,
         procmap_query: true,
         huge_pages: "madvise".into(),
+        level: Exact::Cooperative,
+        no_exact: None,
     }
 }
 
@@ -36,6 +38,7 @@ fn where_everything_is_there_nothing_is_lacking() {
 fn each_lack_says_what_it_costs_and_how_to_fix_it() {
     let nothing = Facts {
         huge_pages: "never".into(),
+        no_exact: Some("no".into()),
         ..Facts::default()
     };
     let all = checks(&nothing);
@@ -64,4 +67,14 @@ fn why_it_cannot_run_is_told() {
 fn the_chosen_word_is_the_one_in_brackets() {
     assert_eq!(facts::chosen("always [madvise] never"), "madvise");
     assert_eq!(facts::chosen("unknown"), "never");
+}
+
+#[test]
+fn wld_2_the_level_is_told_with_what_it_does_not_see() {
+    let at = |level| exactness(&Facts { level, ..everything() });
+    let cooperative = at(Exact::Cooperative);
+    assert_eq!(cooperative.level, "cooperative");
+    assert!(cooperative.not_noticed.contains(&"mprotect"));
+    let exact = at(Exact::Exact(isomem::Windows::EVERYWHERE));
+    assert!(exact.noticed_late.is_empty() && exact.not_noticed[0].contains("io_uring"));
 }

@@ -4,7 +4,7 @@ use allocator_api2::alloc::Global as Heap;
 
 fn memory(capacity_pages: usize, chunks: usize) -> DeviceMemory<Heap> {
     let arena = PageRange::from_pages(1 << 20, chunks * PAGES_PER_BLOCK).unwrap();
-    DeviceMemory::new(DeviceId(0), "test", capacity_pages, arena).unwrap()
+    DeviceMemory::new(DeviceId(0), "test", MemoryKind::Private, capacity_pages, arena).unwrap()
 }
 
 fn block(number: usize) -> BlockId {

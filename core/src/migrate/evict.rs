@@ -5,7 +5,7 @@
 
 use crate::addr::{BlockId, PageMask, PageRange};
 use crate::devmem::Full;
-use crate::migrate::home::{Homeward, Why};
+use crate::migrate::home::{Homeward, Which, Why};
 use crate::migrate::out::Sender;
 use crate::mm::MmState;
 use crate::notifier::Cause;
@@ -79,8 +79,8 @@ impl<W: World> MmState<W> {
         if full == Full::Budget && !core::ptr::eq(&*residency.charge, &**sender.budget) {
             return false;
         }
-        let pages = residency.pages;
-        let homeward = Homeward::<W>::collect(block, &mut state, sender.memory.id, pages);
+        let held = residency.held();
+        let homeward = Homeward::<W>::collect(block, &mut state, sender.memory.id, held, Which::All);
         drop(state);
         let Some(mut homeward) = homeward else {
             return self.reclaim_empty(sender, victim);
@@ -97,7 +97,7 @@ impl<W: World> MmState<W> {
         }
         let arrived = self.carry_home(&homeward, PageMask::NONE, Why::Eviction);
         guard.commit();
-        if arrived.pages.is_empty() {
+        if arrived.pages.or(arrived.given_back).is_empty() {
             return false;
         }
         add(&self.counters.evictions, 1);

@@ -12,7 +12,7 @@ use crate::mm::block::{Block, BlockState, Residency, Waiting, arena_pages};
 use crate::notifier::Cause;
 use crate::stats::add;
 use crate::sync::MODEL;
-use crate::world::{ArenaRange, Moved, Stop, World};
+use crate::world::{ArenaRange, Metadata, Moved, Stop, World};
 
 /// On whose behalf pages come home; for the statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,32 @@ pub(crate) enum Why {
     Fault,
     Eviction,
     Request,
+}
+
+/// Which of a device's pages come home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// All; claims end.
+    All,
+    /// Those that the CPU cannot reach where they are. Claims stay.
+    Away,
+    /// Those that the device took exclusively.
+    Exclusive,
+    /// All but those.
+    NotExclusive,
+}
+
+impl Which {
+    /// The pages of `residency` in `want`: in the arena, and claimed.
+    fn of<M: Metadata>(self, residency: &Residency<M>, want: PageMask) -> (PageMask, PageMask) {
+        let (pages, claims) = (residency.pages.and(want), residency.claimed.and(want));
+        match self {
+            Self::All => (pages, claims),
+            Self::Away => (pages, PageMask::NONE),
+            Self::Exclusive => (pages.and(residency.exclusive), PageMask::NONE),
+            Self::NotExclusive => (pages.without(residency.exclusive), claims),
+        }
+    }
 }
 
 /// Blocks that share one invalidation.
@@ -34,7 +60,10 @@ pub(crate) struct Homeward<'a, W: World> {
     pub(crate) block: &'a Block<W::Meta>,
     pub(crate) device: DeviceId,
     base_page: usize,
+    /// Pages in the arena.
     pub(crate) pages: PageMask,
+    /// Claimed pages: they are at home, and only the claim ends.
+    claims: PageMask,
     huge: bool,
     /// A device may still reach the chunk through a stale pin.
     fenced: bool,
@@ -47,25 +76,25 @@ impl<'a, W: World> Homeward<'a, W> {
         state: &mut BlockState<W::Meta>,
         device: DeviceId,
         want: PageMask,
+        which: Which,
     ) -> Option<Self> {
         let residency = state.on(device)?;
         // A huge page goes whole: taking a part of it home would make the kernel split it.
-        let want = if residency.huge && residency.pages.overlaps(&want) {
-            PageMask::FULL
-        } else {
-            want
-        };
-        let pages = residency.pages.and(want).without(state.transit);
+        let whole = residency.huge && !which.of(residency, want).0.is_empty();
+        let want = if whole { PageMask::FULL } else { want };
+        let (pages, claims) = which.of(residency, want);
+        let (pages, claims) = (pages.without(state.transit), claims.without(state.transit));
         let (base_page, huge, fenced) = (residency.base_page, residency.huge, residency.fenced);
-        if pages.is_empty() {
+        if pages.or(claims).is_empty() {
             return None;
         }
-        state.transit = state.transit.or(pages);
+        state.transit = state.transit.or(pages).or(claims);
         Some(Self {
             block,
             device,
             base_page,
             pages,
+            claims,
             huge,
             fenced,
         })
@@ -73,7 +102,7 @@ impl<'a, W: World> Homeward<'a, W> {
 
     /// The smallest range that covers the pages.
     pub(crate) fn range(&self) -> PageRange {
-        let mut runs = self.pages.runs();
+        let mut runs = self.pages.or(self.claims).runs();
         let first = runs.next().expect("a transit is not empty");
         let end = runs.last().map_or(first.end, |run| run.end);
         self.block.id.pages(first.start..end)
@@ -95,6 +124,8 @@ pub(crate) struct Arrived {
     pub(crate) copied: usize,
     /// Pages whose contents were discarded while they waited: dropped, not brought home.
     discarded: PageMask,
+    /// Claims that ended.
+    pub(crate) given_back: PageMask,
     pub(crate) stop: Option<Stop>,
 }
 
@@ -104,6 +135,7 @@ impl<W: World> MmState<W> {
     pub(crate) fn carry_home(&self, homeward: &Homeward<'_, W>, moved: PageMask, why: Why) -> Arrived {
         let mut arrived = Arrived {
             pages: moved,
+            given_back: homeward.claims,
             ..Arrived::default()
         };
         for run in homeward.pages.without(moved).runs() {
@@ -116,7 +148,7 @@ impl<W: World> MmState<W> {
             Why::Eviction => &self.counters.pages_home_by_eviction,
             Why::Request => &self.counters.pages_home_by_request,
         };
-        add(counter, count);
+        add(counter, count + arrived.given_back.count());
         add(&self.counters.bytes_copied, bytes(arrived.copied));
         add(&self.counters.bytes_moved, bytes(count - arrived.copied));
         arrived
@@ -230,21 +262,22 @@ impl<W: World> MmState<W> {
             state = homeward.block.lock();
         }
         let gone = arrived.pages.or(arrived.discarded);
+        let dropped = state.dropped.and(homeward.claims);
         let residency = state
             .on_mut(homeward.device)
             .expect("a residency with pages in transit stays");
-        residency.pages = residency.pages.without(gone);
+        residency.leave(gone);
         let whole = homeward.huge && residency.pages.is_empty();
-        if !residency.pages.is_full() {
-            residency.huge = false;
-        }
+        // A claim on contents that were dropped meanwhile has ended by itself.
+        let ended = residency.give_back(arrived.given_back.or(dropped));
         let charge = residency.charge.clone();
-        state.dropped = state.dropped.without(homeward.pages);
+        let travelled = homeward.pages.or(homeward.claims);
+        state.dropped = state.dropped.without(travelled);
         if let Some(memory) = &memory {
             // Before the pages settle: who waits for that, to unregister the device, then finds its memory empty (LIFE-1).
-            memory.unreserve(gone.count(), &charge);
+            memory.unreserve(gone.count() + ended, &charge);
         }
-        let waiting = homeward.block.settle(&mut state, homeward.pages);
+        let waiting = homeward.block.settle(&mut state, travelled);
         drop(state);
         if let Some(memory) = memory {
             self.free_if_empty(
@@ -287,10 +320,21 @@ impl<W: World> MmState<W> {
 
     /// Brings home what is away in `range`. Waits for pages in transit. Runs on an own thread, with nothing in transit and no lock held.
     pub(crate) fn home_range(&self, range: PageRange, only: Option<DeviceId>, why: Why) -> Report<W::Meta> {
+        self.home_those(range, |device| only.is_none_or(|only| only == device), Which::All, why)
+    }
+
+    /// Brings home those pages of `range` that are on one of the devices that `from` accepts. Else like [`MmState::home_range`].
+    pub(crate) fn home_those(
+        &self,
+        range: PageRange,
+        from: impl Fn(DeviceId) -> bool,
+        which: Which,
+        why: Why,
+    ) -> Report<W::Meta> {
         let mut report = Report::new();
         let mut rest = Some(range);
         while let Some(range) = rest {
-            rest = self.home_part(range, only, why, &mut report);
+            rest = self.home_part(range, &from, which, why, &mut report);
         }
         report
     }
@@ -299,7 +343,8 @@ impl<W: World> MmState<W> {
     fn home_part(
         &self,
         range: PageRange,
-        only: Option<DeviceId>,
+        from: &impl Fn(DeviceId) -> bool,
+        which: Which,
         why: Why,
         report: &mut Report<W::Meta>,
     ) -> Option<PageRange> {
@@ -322,12 +367,8 @@ impl<W: World> MmState<W> {
                 }
                 known.next();
                 let devices = state.residencies.each_ref().map(|slot| slot.as_ref().map(|r| r.device));
-                for device in devices
-                    .into_iter()
-                    .flatten()
-                    .filter(|&device| only.is_none_or(|only| only == device))
-                {
-                    if let Some(homeward) = Homeward::collect(block, &mut state, device, span.mask()) {
+                for device in devices.into_iter().flatten().filter(|&device| from(device)) {
+                    if let Some(homeward) = Homeward::collect(block, &mut state, device, span.mask(), which) {
                         hull = Some(hull.map_or(homeward.range(), |hull| hull.hull(homeward.range())));
                         batch[used] = Some(homeward);
                         used += 1;
@@ -359,6 +400,7 @@ impl<W: World> MmState<W> {
             for homeward in batch.iter().flatten() {
                 homeward
                     .pages
+                    .or(homeward.claims)
                     .runs()
                     .for_each(|run| report.skip(homeward.block.id.pages(run), SkipReason::Changed));
             }
@@ -414,6 +456,7 @@ impl<W: World> MmState<W> {
         let arrived = self.carry_home(homeward, moved, why);
         report.copied += arrived.copied;
         report.moved += arrived.pages.count() - arrived.copied;
+        report.in_place += arrived.given_back.count();
         for run in homeward.pages.without(arrived.pages).without(arrived.discarded).runs() {
             report.skip(homeward.block.id.pages(run), skip_reason(arrived.stop));
         }
@@ -427,17 +470,21 @@ impl<W: World> MmState<W> {
     /// Remembers that a stale access may still reach the chunk: it must not get another owner until an invalidation found the device quiet.
     pub(crate) fn note_fenced(&self, homeward: &mut Homeward<'_, W>) {
         add(&self.counters.fenced, 1);
+        if homeward.pages.is_empty() {
+            // Only claims end: what a stale pin reaches stays where it is.
+            return;
+        }
         homeward.fenced = true;
         if let Some(residency) = homeward.block.lock().on_mut(homeward.device) {
             residency.fenced = true;
         }
     }
 
-    /// Brings every page home from every device, and stops tracking.
-    pub(crate) fn home_everything(&self) {
+    /// Brings every such page home from every device.
+    pub(crate) fn home_everything(&self, which: Which) {
         // Pages can be in transit outwards, so one pass may miss some; the second finds them settled.
         for _ in 0..2 {
-            self.home_range(PageRange::ALL, None, Why::Request);
+            self.home_those(PageRange::ALL, |_| true, which, Why::Request);
         }
     }
 }

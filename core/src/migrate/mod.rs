@@ -23,6 +23,9 @@
 //!
 //! Linux: migrate_vma_setup, migrate_vma_pages, migrate_vma_finalize in mm/migrate_device.c.
 
+mod across;
+mod carry;
+mod commit;
 pub(crate) mod evict;
 pub(crate) mod home;
 pub(crate) mod out;
@@ -55,6 +58,10 @@ pub enum SkipReason {
     NoDeviceMemory,
     /// Too many devices hold pages of this 2 MiB block.
     TooManyDevices,
+    /// Another device has it, and it was not to be taken from there.
+    OnOtherDevice,
+    /// The area is read-only: there is nothing to be exclusive about.
+    ReadOnly,
     /// The device failed.
     DeviceFailed,
     /// The address space exited.
@@ -77,12 +84,34 @@ impl core::fmt::Display for SkipReason {
             Self::InTransit => f.write_str("in another migration"),
             Self::NoDeviceMemory => f.write_str("device memory is full and nothing can be evicted"),
             Self::TooManyDevices => f.write_str("too many devices hold pages of this block"),
+            Self::OnOtherDevice => f.write_str("on another device"),
+            Self::ReadOnly => f.write_str("read-only"),
             Self::DeviceFailed => f.write_str("the device failed"),
             Self::Exited => f.write_str("the address space exited"),
             Self::Changed => f.write_str("the address space changed meanwhile"),
             Self::Failed(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(*errno)),
         }
     }
+}
+
+/// What a migration does with pages that another device has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Elsewhere {
+    /// They come over: directly between private memories, else by way of their place at home.
+    #[default]
+    Take,
+    /// They stay there, and are reported.
+    Leave,
+}
+
+/// Which pages of a device stay there when a range goes home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those that it took exclusively.
+    Exclusive,
 }
 
 /// What a migration did.
@@ -93,6 +122,10 @@ pub struct Report<M: Metadata> {
     pub copied: usize,
     /// Pages the CPU had never touched: they are zeroes at the new place.
     pub zeroed: usize,
+    /// Pages that changed hands where they are: claimed for coherent memory or given back from there, or made exclusive on the device.
+    pub in_place: usize,
+    /// Of all pages that migrated, how many came from another device.
+    pub from_device: usize,
     /// Pages that were at the new place already.
     pub already: usize,
     /// Pages that stayed where they were.
@@ -106,6 +139,8 @@ impl<M: Metadata> Report<M> {
             moved: 0,
             copied: 0,
             zeroed: 0,
+            in_place: 0,
+            from_device: 0,
             already: 0,
             skipped: 0,
             skips: Vec::new_in(M::default()),
@@ -114,7 +149,7 @@ impl<M: Metadata> Report<M> {
 
     /// Pages that changed place.
     pub fn migrated(&self) -> usize {
-        self.moved + self.copied + self.zeroed
+        self.moved + self.copied + self.zeroed + self.in_place
     }
 
     /// Which pages stayed, and why, roughly in address order. When isomem's own memory is short, later entries are missing; the count is right.
@@ -141,6 +176,8 @@ impl<M: Metadata> core::fmt::Debug for Report<M> {
             .field("moved", &self.moved)
             .field("copied", &self.copied)
             .field("zeroed", &self.zeroed)
+            .field("in_place", &self.in_place)
+            .field("from_device", &self.from_device)
             .field("already", &self.already)
             .field("skips", &self.skips())
             .finish()
@@ -162,6 +199,15 @@ pub enum MigrateError {
     /// A system call failed.
     #[error(transparent)]
     World(#[from] WorldError),
+}
+
+impl From<out::OutError> for MigrateError {
+    fn from(error: out::OutError) -> Self {
+        match error {
+            out::OutError::World(error) => Self::World(error),
+            out::OutError::Metadata(error) => Self::Metadata(error),
+        }
+    }
 }
 
 /// Huge pages that one call moves at most: as long a transit as that of a block of small pages.

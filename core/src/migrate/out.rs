@@ -1,26 +1,53 @@
-//! Sending pages to a device.
-
-use core::ops::Range;
+//! Sending pages to a device: which ones, and on whose account.
+//!
+//! What is chosen goes into a batch of [`Outward`]s; how those travel is in [`carry`](super::carry), and how they settle in
+//! [`commit`](super::commit).
 
 use crate::addr::{BLOCK_SIZE, PAGES_PER_BLOCK, PageMask, PageRange, PageSpan};
-use crate::devmem::{Budget, DeviceMemory};
-use crate::migrate::{HUGE_GROUP, Report, SkipReason, bytes, huge_group};
-use crate::mm::block::{Block, BlockState, Residency, arena_pages};
+use crate::devmem::{Budget, DeviceMemory, MemoryKind};
+use crate::migrate::carry::Outward;
+use crate::migrate::{Elsewhere, Report, SkipReason, bytes};
+use crate::mm::block::{BlockState, Residency};
 use crate::mm::{MmState, Shared};
-use crate::notifier::Cause;
 use crate::stats::add;
 use crate::sync::{MODEL, Ordering};
-use crate::world::{Area, Backing, Moved, OutOfMetadata, Pte, Stop, World, WorldError};
+use crate::world::{Access, Area, Backing, Metadata, OutOfMetadata, World, WorldError};
 
 /// Blocks that share one invalidation and one look at the areas.
-const BATCH: usize = if MODEL { 4 } else { 64 };
-/// Attempts at a page that is busy for the moment.
-const ATTEMPTS: usize = if MODEL { 4 } else { 64 };
+pub(super) const BATCH: usize = if MODEL { 4 } else { 64 };
 
-/// Who sends pages, and on whose account.
+/// What pages are sent for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// To be in the device's memory: moved to private memory, claimed for coherent memory.
+    Memory,
+    /// To be out of the CPU's reach, whatever the device's memory is (MIG-11).
+    Exclusive,
+}
+
+/// Who sends pages, on whose account, and what for.
 pub(crate) struct Sender<'a, W: World> {
     pub(crate) memory: &'a DeviceMemory<W::Meta>,
     pub(crate) budget: &'a Shared<W, Budget>,
+    pub(crate) goal: Goal,
+    pub(crate) elsewhere: Elsewhere,
+}
+
+impl<'a, W: World> Sender<'a, W> {
+    /// For the ordinary migration.
+    pub(crate) fn new(memory: &'a DeviceMemory<W::Meta>, budget: &'a Shared<W, Budget>) -> Self {
+        Self {
+            memory,
+            budget,
+            goal: Goal::Memory,
+            elsewhere: Elsewhere::Take,
+        }
+    }
+
+    /// Whether pages are claimed where they are, instead of moved to the arena.
+    pub(super) fn claims(&self) -> bool {
+        self.goal == Goal::Memory && self.memory.kind == MemoryKind::Coherent
+    }
 }
 
 /// Why nothing could be sent at all.
@@ -42,25 +69,26 @@ impl From<OutOfMetadata> for OutError {
     }
 }
 
-/// Pages of one block on their way to a device.
-struct Outward<'a, W: World> {
-    block: &'a Block<W::Meta>,
-    base_page: usize,
-    pages: PageMask,
-    /// The chunk has page tables left in it, which would break a huge page.
-    broken: bool,
-    /// From the look at the CPU's page table.
-    holes: PageMask,
-    huge: bool,
-    moved: PageMask,
-    zeroed: PageMask,
-    copied: usize,
+/// Pages of one block that are to be taken.
+pub(super) struct Chosen {
+    /// They are at home, or on another device, and get memory that was reserved.
+    pub(super) fresh: PageMask,
+    /// They are in the device's arena already, and become exclusive.
+    pub(super) marked: PageMask,
+    /// They are claimed by this device, and move to its arena.
+    pub(super) retaken: PageMask,
+}
+
+impl Chosen {
+    pub(super) fn all(&self) -> PageMask {
+        self.fresh.or(self.marked).or(self.retaken)
+    }
 }
 
 /// What a batch holds until it is committed.
-struct Batch<'a, W: World> {
-    outward: [Option<Outward<'a, W>>; BATCH],
-    used: usize,
+pub(super) struct Batch<'a, W: World> {
+    pub(super) outward: [Option<Outward<'a, W>>; BATCH],
+    pub(super) used: usize,
     /// Pages reserved and not yet put in transit.
     reserved: usize,
 }
@@ -77,6 +105,7 @@ impl<W: World> MmState<W> {
             self.send_batch(sender, batch, &mut report)?;
         }
         add(&self.counters.pages_to_device, report.migrated());
+        add(&self.counters.pages_between_devices, report.from_device);
         add(&self.counters.pages_skipped, report.skipped);
         add(&self.counters.bytes_moved, bytes(report.moved));
         add(&self.counters.bytes_copied, bytes(report.copied));
@@ -93,7 +122,9 @@ impl<W: World> MmState<W> {
         self.blocks
             .known(range)
             .for_each(|(block, span)| drop(block.wait_settled(span.mask())));
-        self.call_from_other_devices(sender, range);
+        if sender.claims() {
+            report.from_device += self.prepare_claims(sender, range);
+        }
         let away: usize = range.spans().map(|span| self.count_on(sender, span)).sum();
         let wanted = range.page_count() - away;
         let reserved = if wanted > 0 {
@@ -136,28 +167,7 @@ impl<W: World> MmState<W> {
         block
             .lock()
             .on(sender.memory.id)
-            .map_or(0, |residency| residency.pages.and(span.mask()).count())
-    }
-
-    /// Pages on another device come home first; a direct way is a matter of its own.
-    fn call_from_other_devices(&self, sender: &Sender<'_, W>, range: PageRange) {
-        let foreign = |(block, span): (&Block<W::Meta>, PageSpan)| {
-            let state = block.lock();
-            state
-                .residencies
-                .iter()
-                .flatten()
-                .any(|r| r.device != sender.memory.id && r.pages.overlaps(&span.mask()))
-        };
-        if self.blocks.known(range).any(foreign) {
-            let other = |device| device != sender.memory.id;
-            for device in (0..crate::mm::MAX_DEVICES as u8)
-                .map(crate::devmem::DeviceId)
-                .filter(|&d| other(d))
-            {
-                self.home_range(range, Some(device), crate::migrate::home::Why::Request);
-            }
-        }
+            .map_or(0, |residency| residency.held().and(span.mask()).count())
     }
 
     /// Chooses pages, tracks their areas and puts them in transit: all under the areas lock, so that nobody stops tracking in between.
@@ -202,6 +212,7 @@ impl<W: World> MmState<W> {
             (Backing::Mapped, _) => Some(SkipReason::NotAnonymous),
             (Backing::Excluded, _) => Some(SkipReason::Excluded),
             (Backing::Anonymous, None) => Some(SkipReason::NoAccess),
+            (Backing::Anonymous, Some(Access::Read)) if sender.goal == Goal::Exclusive => Some(SkipReason::ReadOnly),
             (Backing::Anonymous, Some(_)) => None,
         };
         if let Some(reason) = refused {
@@ -228,33 +239,18 @@ impl<W: World> MmState<W> {
         report: &mut Report<W::Meta>,
     ) -> Result<(), OutError> {
         let block = self.blocks.get_or_insert(span.block)?;
-        let needed = self.world().needed_at_home(span.block)?;
+        let needed = if sender.claims() {
+            PageMask::NONE
+        } else {
+            self.world().needed_at_home(span.block)?
+        };
         let mut state = block.lock();
-        let already = state
-            .on(sender.memory.id)
-            .map_or(PageMask::NONE, |r| r.pages.and(span.mask()));
-        report.already += already.without(state.transit).count();
-        let busy = state.transit.or(state.away()).and(span.mask()).without(already);
-        for run in busy.or(already.and(state.transit)).runs() {
-            report.skip(span.block.pages(run), SkipReason::InTransit);
-        }
-        let mut pages = span.mask().and(state.at_home());
-        for run in pages.and(needed).runs() {
-            report.skip(span.block.pages(run), SkipReason::ThreadBlock);
-        }
-        pages = pages.without(needed);
-        let fits = limit(pages, batch.reserved);
-        for run in pages.without(fits).runs() {
-            report.skip(span.block.pages(run), SkipReason::NoDeviceMemory);
-        }
-        pages = fits;
-        if !pages.is_empty() && !self.transfer_charge(sender, &state, pages.count()) {
-            pages
-                .runs()
-                .for_each(|run| report.skip(span.block.pages(run), SkipReason::NoDeviceMemory));
+        let chosen = Self::choose(sender, &state, span, needed, batch.reserved, report);
+        if chosen.all().is_empty() {
             return Ok(());
         }
-        if pages.is_empty() {
+        if !self.transfer_charge(sender, &state, chosen.fresh.count()) {
+            skip_all(report, span, chosen.all(), SkipReason::NoDeviceMemory);
             return Ok(());
         }
         let existing = batch.outward[..batch.used]
@@ -270,22 +266,66 @@ impl<W: World> MmState<W> {
             None => match self.open_residency(sender, span, &mut state.residencies) {
                 Ok(opened) => opened,
                 Err(reason) => {
-                    pages.runs().for_each(|run| report.skip(span.block.pages(run), reason));
+                    skip_all(report, span, chosen.all(), reason);
                     return Ok(());
                 }
             },
         };
-        state.transit = state.transit.or(pages);
-        batch.reserved -= pages.count();
+        state.transit = state.transit.or(chosen.all());
+        batch.reserved -= chosen.fresh.count();
         match existing {
             // A second area in the same block: its pages travel together with the first's.
-            Some(outward) => outward.pages = outward.pages.or(pages),
+            Some(outward) => outward.take_along(&chosen, &state, sender.memory.id),
             None => {
-                batch.outward[batch.used] = Some(Outward::new(block, base_page, pages, broken));
+                let mut outward = Outward::new(block, base_page, broken);
+                outward.take_along(&chosen, &state, sender.memory.id);
+                batch.outward[batch.used] = Some(outward);
                 batch.used += 1;
             }
         }
         Ok(())
+    }
+
+    /// Which pages of the span to take, and how. The others are reported.
+    fn choose(
+        sender: &Sender<'_, W>,
+        state: &BlockState<W::Meta>,
+        span: PageSpan,
+        needed: PageMask,
+        room: usize,
+        report: &mut Report<W::Meta>,
+    ) -> Chosen {
+        let here = state.on(sender.memory.id);
+        let mask = |of: fn(&Residency<W::Meta>) -> PageMask| here.map_or(PageMask::NONE, of);
+        let exclusively = sender.goal == Goal::Exclusive;
+        skip_all(report, span, span.mask().and(state.transit), SkipReason::InTransit);
+        let mut left = span.mask().without(state.transit);
+        let already = left.and(if exclusively {
+            mask(|r| r.exclusive)
+        } else {
+            mask(Residency::held)
+        });
+        report.already += already.count();
+        left = left.without(already);
+        let marked = left.and(mask(|r| r.pages));
+        left = left.without(marked);
+        let foreign = left.and(state.away().or(state.claimed_by_others(sender.memory.id)));
+        let refused = match sender.elsewhere {
+            Elsewhere::Leave => (foreign, SkipReason::OnOtherDevice),
+            // They were called home, and were gone again.
+            Elsewhere::Take if sender.claims() => (foreign.and(state.away()), SkipReason::InTransit),
+            Elsewhere::Take => (PageMask::NONE, SkipReason::InTransit),
+        };
+        skip_all(report, span, refused.0, refused.1);
+        left = left.without(refused.0);
+        let needed = needed.and(left).and(state.at_home());
+        skip_all(report, span, needed, SkipReason::ThreadBlock);
+        left = left.without(needed);
+        let retaken = left.and(mask(|r| r.claimed));
+        left = left.without(retaken);
+        let fresh = limit(left, room);
+        skip_all(report, span, left.without(fresh), SkipReason::NoDeviceMemory);
+        Chosen { fresh, marked, retaken }
     }
 
     /// The pages of a block are charged to one mirror: to the one that had the first of them there. False when its budget is used up.
@@ -318,6 +358,8 @@ impl<W: World> MmState<W> {
             chunk: grant.chunk,
             base_page: grant.base_page,
             pages: PageMask::NONE,
+            claimed: PageMask::NONE,
+            exclusive: PageMask::NONE,
             huge: false,
             fenced: false,
             incoming: 1,
@@ -326,359 +368,10 @@ impl<W: World> MmState<W> {
         Ok((grant.base_page, grant.broken))
     }
 
-    /// Unmap, move, commit.
-    fn carry_out(&self, sender: &Sender<'_, W>, batch: &mut Batch<'_, W>, report: &mut Report<W::Meta>) {
-        let outward = &mut batch.outward[..batch.used];
-        let hull = outward
-            .iter()
-            .flatten()
-            .map(Outward::range)
-            .reduce(PageRange::hull)
-            .expect("the batch has pages");
-        self.look(outward, hull);
-        let guard = self.notifier.invalidate_unless_full(hull, Cause::Migrate, None);
-        let mut next = 0;
-        while next < outward.len() {
-            let group = if guard.is_ok() {
-                self.move_huge(&mut outward[next..])
-            } else {
-                0
-            };
-            let end = next + group.max(1);
-            for outward in outward[next..end].iter_mut().flatten() {
-                if guard.is_ok() {
-                    self.carry_block(outward, report);
-                } else {
-                    outward.fail_all(report, SkipReason::Changed);
-                }
-                self.settle_out(sender, outward, report);
-            }
-            next = end;
-        }
-        if let Ok(guard) = guard {
-            guard.commit();
-        }
-    }
-
-    /// One pass over the CPU's page table: which pages are holes, which blocks are huge pages. A hint; the moves find the truth.
-    fn look(&self, batch: &mut [Option<Outward<'_, W>>], hull: PageRange) {
-        let mut index = 0;
-        let _ = self.world().scan(hull, &mut |run| {
-            let interesting = matches!(run.pte, Pte::None | Pte::Present { huge: true, .. });
-            if !interesting {
-                return;
-            }
-            for span in run.range.spans() {
-                while batch
-                    .get(index)
-                    .and_then(Option::as_ref)
-                    .is_some_and(|o| o.block.id < span.block)
-                {
-                    index += 1;
-                }
-                let Some(outward) = batch.get_mut(index).and_then(Option::as_mut) else {
-                    return;
-                };
-                if outward.block.id != span.block {
-                    continue;
-                }
-                match run.pte {
-                    Pte::None => outward.holes = outward.holes.or(span.mask()),
-                    _ => outward.huge = outward.pages.is_full() && span.mask().is_full(),
-                }
-            }
-        });
-    }
-
-    /// Moves whole huge pages in neighbouring blocks by one call. Says how many blocks those were; what did not move is left to be moved by
-    /// itself.
-    fn move_huge(&self, batch: &mut [Option<Outward<'_, W>>]) -> usize {
-        for outward in batch
-            .iter()
-            .take(HUGE_GROUP)
-            .flatten()
-            .filter(|outward| outward.huge && outward.broken)
-        {
-            self.world()
-                .scrub_arena(arena_pages(outward.base_page, 0..PAGES_PER_BLOCK));
-        }
-        let whole = |outward: &Outward<'_, W>| outward.huge.then(|| (outward.block.id.first_page(), outward.base_page));
-        let group = huge_group(batch, whole);
-        let Some((from, to)) = batch.first().and_then(Option::as_ref).and_then(whole) else {
-            return 0;
-        };
-        let count = group * PAGES_PER_BLOCK;
-        let (Some(from), Some(to)) = (PageRange::from_pages(from, count), PageRange::from_pages(to, count)) else {
-            return 0;
-        };
-        let moved = self.world().move_out(from, to).pages;
-        for (index, outward) in batch[..group].iter_mut().flatten().enumerate() {
-            outward.broken = false;
-            let pages = moved.saturating_sub(index * PAGES_PER_BLOCK).min(PAGES_PER_BLOCK);
-            outward.moved = PageMask::of(0, pages);
-        }
-        group
-    }
-
-    fn carry_block(&self, outward: &mut Outward<'_, W>, report: &mut Report<W::Meta>) {
-        let holes = outward.pages.and(outward.holes);
-        for run in holes.runs() {
-            self.zero_run(outward, run, report);
-        }
-        for run in outward.pages.without(holes).without(outward.moved).runs() {
-            self.move_run(outward, run, report);
-        }
-    }
-
-    fn zero_run(&self, outward: &mut Outward<'_, W>, mut run: Range<usize>, report: &mut Report<W::Meta>) {
-        let mut cleared = None;
-        while !run.is_empty() {
-            let done = self.world().zero_arena(arena_pages(outward.base_page, run.clone()));
-            outward.zeroed = outward.zeroed.or(PageMask::of(run.start, run.start + done.pages));
-            run.start += done.pages;
-            if done.stop == Some(Stop::Exists) && cleared != Some(run.start) {
-                // As in `move_run`.
-                cleared = Some(run.start);
-                self.world()
-                    .scrub_arena(arena_pages(outward.base_page, run.start..run.start + 1));
-            } else if let Some(stop) = done.stop {
-                outward.fail(report, run.start, crate::migrate::home::skip_reason(Some(stop)));
-                run.start += 1;
-            }
-        }
-    }
-
-    fn move_run(&self, outward: &mut Outward<'_, W>, mut run: Range<usize>, report: &mut Report<W::Meta>) {
-        let mut attempts = 0;
-        let (mut unshared, mut cleared) = (None, None);
-        while !run.is_empty() {
-            let from = outward.block.id.pages(run.clone());
-            let done = self.world().move_out(from, arena_pages(outward.base_page, run.clone()));
-            outward.moved = outward.moved.or(PageMask::of(run.start, run.start + done.pages));
-            run.start += done.pages;
-            attempts = if done.pages > 0 { 0 } else { attempts + 1 };
-            let page = run.start;
-            let next = match done.stop {
-                None => Ok(0),
-                Some(Stop::Again) if attempts < ATTEMPTS => {
-                    self.world().pause(1_000);
-                    Ok(0)
-                }
-                // Discarded, or never touched, since the look.
-                Some(Stop::Hole) => {
-                    self.zero_run(outward, page..page + 1, report);
-                    Ok(1)
-                }
-                // Shared copy-on-write: it gets a copy of its own and can move then. Busy once more means pinned.
-                Some(Stop::Busy) if unshared != Some(page) => {
-                    unshared = Some(page);
-                    self.unshare(outward, page)
-                }
-                Some(Stop::Busy) => {
-                    // Its own copy did not help, so it does not count: the page stays.
-                    outward.copied -= 1;
-                    Err(SkipReason::Pinned)
-                }
-                // Left there when it could not be dropped; a slot in transit holds nothing of value.
-                Some(Stop::Exists) if cleared != Some(page) => {
-                    cleared = Some(page);
-                    self.world().scrub_arena(arena_pages(outward.base_page, page..page + 1));
-                    Ok(0)
-                }
-                Some(Stop::Unlike) => {
-                    self.copy_run(outward, run.clone(), report);
-                    Ok(run.len())
-                }
-                Some(stop) => Err(crate::migrate::home::skip_reason(Some(stop))),
-            };
-            match next {
-                Ok(pages) => run.start += pages,
-                Err(reason) => {
-                    outward.fail(report, page, reason);
-                    run.start += 1;
-                }
-            }
-        }
-    }
-
-    /// Gives the page a copy of its own by writing to it as the CPU would. That must not fault on us, who have it in transit and would wait for
-    /// ourselves: so it must be there, not be protected by a copy that failed before, and stay so.
-    fn unshare(&self, outward: &mut Outward<'_, W>, page: usize) -> Result<usize, SkipReason> {
-        let source = outward.block.id.pages(page..page + 1);
-        // While this is held no event can be read, and until it is read a discard has not happened.
-        let _arrivals = self.arrivals.read();
-        if outward.block.lock().dropped.has(page) {
-            return Err(SkipReason::Changed);
-        }
-        let failed = |error: WorldError| SkipReason::Failed(error.errno);
-        self.world().write_protect(source, false).map_err(failed)?;
-        let mut is_there = true;
-        self.world()
-            .scan(source, &mut |run| is_there &= run.pte != Pte::None)
-            .map_err(failed)?;
-        if !is_there {
-            return Err(SkipReason::Changed);
-        }
-        let done = self.world().unshare(source);
-        match done.stop {
-            None => {
-                outward.copied += 1;
-                Ok(0)
-            }
-            Some(stop) => Err(crate::migrate::home::skip_reason(Some(stop))),
-        }
-    }
-
-    /// The way for pages that cannot be relinked (read-only or locked areas): write-protect, copy, drop. A writer meanwhile faults and
-    /// waits for the transit, so no write is lost (MIG-3); the source goes only when the copy is complete (MIG-9).
-    fn copy_run(&self, outward: &mut Outward<'_, W>, run: Range<usize>, report: &mut Report<W::Meta>) {
-        let source = outward.block.id.pages(run.clone());
-        if let Err(error) = self.world().write_protect(source, true) {
-            outward.fail_run(report, run, SkipReason::Failed(error.errno));
-            return;
-        }
-        // Reading a hole would fault on ourselves: look for them now that nobody can make or fill one.
-        let mut holes = PageMask::NONE;
-        let looked = self.world().scan(source, &mut |ptes| {
-            if ptes.pte == Pte::None {
-                ptes.range.spans().for_each(|span| holes = holes.or(span.mask()));
-            }
-        });
-        if let Err(error) = looked {
-            let _ = self.world().write_protect(source, false);
-            outward.fail_run(report, run, SkipReason::Failed(error.errno));
-            return;
-        }
-        let all = PageMask::of(run.start, run.end);
-        for hole in all.and(holes).runs() {
-            self.zero_run(outward, hole, report);
-        }
-        for present in all.without(holes).runs() {
-            self.copy_present(outward, present, report);
-        }
-    }
-
-    fn copy_present(&self, outward: &mut Outward<'_, W>, run: Range<usize>, report: &mut Report<W::Meta>) {
-        let to = arena_pages(outward.base_page, run.clone());
-        // As in `unshare`: a page that was discarded since the look would be a hole, and reading it would be a fault on ourselves.
-        let arrivals = self.arrivals.read();
-        let discarded = PageMask::of(run.start, run.end).overlaps(&outward.block.lock().dropped);
-        let done = if discarded {
-            Moved {
-                pages: 0,
-                stop: Some(Stop::Again),
-            }
-        } else {
-            self.world().copy_out(outward.block.id.pages(run.clone()), to)
-        };
-        drop(arrivals);
-        let copied = run.start..run.start + done.pages;
-        let mut reason = crate::migrate::home::skip_reason(done.stop);
-        let mut kept = copied.end..run.end;
-        if !copied.is_empty() {
-            match self.world().drop_source(outward.block.id.pages(copied.clone())) {
-                Ok(()) => {
-                    self.world().open_copies(arena_pages(outward.base_page, copied.clone()));
-                    outward.moved = outward.moved.or(PageMask::of(copied.start, copied.end));
-                    outward.copied += copied.len();
-                }
-                // The source is still whole, so the copy goes (MGR-2).
-                Err(error) => {
-                    self.world().scrub_arena(arena_pages(outward.base_page, copied));
-                    reason = SkipReason::Failed(error.errno);
-                    kept = run;
-                }
-            }
-        }
-        if !kept.is_empty() {
-            let _ = self.world().write_protect(outward.block.id.pages(kept.clone()), false);
-            outward.fail_run(report, kept, reason);
-        }
-    }
-
-    fn settle_out(&self, sender: &Sender<'_, W>, outward: &Outward<'_, W>, report: &mut Report<W::Meta>) {
-        let arrived = outward.moved.or(outward.zeroed);
-        let mut stays = arrived;
-        let mut state = outward.block.lock();
-        loop {
-            // What was discarded on the way is dropped here, where nobody can have written to it.
-            let dropped = state.dropped.and(stays);
-            if dropped.is_empty() {
-                break;
-            }
-            stays = stays.without(dropped);
-            drop(state);
-            for run in dropped.runs() {
-                self.world().scrub_arena(arena_pages(outward.base_page, run));
-            }
-            state = outward.block.lock();
-        }
-        state.dropped = state.dropped.without(outward.pages);
-        let residency = state
-            .on_mut(sender.memory.id)
-            .expect("an incoming transit keeps the residency");
-        residency.pages = residency.pages.or(stays);
-        residency.incoming -= 1;
-        residency.huge = outward.huge && residency.pages.is_full() && outward.moved.is_full();
-        let empty = residency.pages.is_empty();
-        let charge = residency.charge.clone();
-        let unused = outward.pages.without(stays).count();
-        if unused > 0 {
-            sender.memory.unreserve(unused, &charge);
-        }
-        let waiting = outward.block.settle(&mut state, outward.pages);
-        drop(state);
-        if empty {
-            self.free_if_empty(outward.block, sender.memory, crate::devmem::Contents::Small);
-        }
-        self.wake_settled(outward.block, waiting);
-        report.zeroed += outward.zeroed.count();
-        report.copied += outward.copied;
-        report.moved += outward.moved.count() - outward.copied.min(outward.moved.count());
-    }
-
     /// Whether the device still takes pages.
     pub(crate) fn takes_pages(memory: &DeviceMemory<W::Meta>) -> bool {
         // Acquire pairs with the Release in DeviceHandle::fail.
         !memory.failed.load(Ordering::Acquire)
-    }
-}
-
-impl<'a, W: World> Outward<'a, W> {
-    fn new(block: &'a Block<W::Meta>, base_page: usize, pages: PageMask, broken: bool) -> Self {
-        let none = PageMask::NONE;
-        Self {
-            block,
-            base_page,
-            pages,
-            broken,
-            holes: none,
-            huge: false,
-            moved: none,
-            zeroed: none,
-            copied: 0,
-        }
-    }
-
-    fn range(&self) -> PageRange {
-        let mut runs = self.pages.runs();
-        let first = runs.next().expect("a transit is not empty");
-        let end = runs.last().map_or(first.end, |run| run.end);
-        self.block.id.pages(first.start..end)
-    }
-
-    fn fail(&self, report: &mut Report<W::Meta>, page: usize, reason: SkipReason) {
-        self.fail_run(report, page..page + 1, reason);
-    }
-
-    fn fail_run(&self, report: &mut Report<W::Meta>, run: Range<usize>, reason: SkipReason) {
-        report.skip(self.block.id.pages(run), reason);
-    }
-
-    fn fail_all(&self, report: &mut Report<W::Meta>, reason: SkipReason) {
-        for run in self.pages.runs() {
-            self.fail_run(report, run, reason);
-        }
     }
 }
 
@@ -712,4 +405,10 @@ fn limit(pages: PageMask, count: usize) -> PageMask {
         left -= take;
     }
     kept
+}
+
+fn skip_all<M: Metadata>(report: &mut Report<M>, span: PageSpan, pages: PageMask, reason: SkipReason) {
+    for run in pages.runs() {
+        report.skip(span.block.pages(run), reason);
+    }
 }

@@ -21,16 +21,19 @@
 //!
 //! Linux: struct hmm_mirror (2015-2019), today's mmu_interval_notifier with hmm_range_fault.
 
+pub mod copy;
+mod miss;
 pub mod pin;
 pub mod range;
+mod snapshot;
 pub mod table;
 
 use crate::addr::PageRange;
 use crate::device::Device;
-use crate::devmem::{Budget, DeviceId};
-use crate::migrate::home::Why;
-use crate::migrate::out::{OutError, Sender};
-use crate::migrate::{MigrateError, Report};
+use crate::devmem::{Budget, DeviceId, MemoryKind};
+use crate::migrate::home::{Which, Why};
+use crate::migrate::out::{Goal, Sender};
+use crate::migrate::{Elsewhere, Keep, MigrateError, Report};
 use crate::mirror::table::{Entry, Flags, Table};
 use crate::mm::{EntryError, Memory, Mm, Shared, Streams, share_budget};
 use crate::notifier::{Answer, CallbackScope, Deferred, Here, Invalidation, Subscriber, Subscription};
@@ -103,9 +106,25 @@ impl<W: World> DeviceHandle<W> {
         self.memory.id
     }
 
-    /// Pages of the device's memory in use, and how many it has.
+    /// Whether the CPU can map its memory.
+    pub fn kind(&self) -> MemoryKind {
+        self.memory.kind
+    }
+
+    /// Pages of the device's memory in use, and how many it has. Pages that it took exclusively count, whatever its memory is.
     pub fn memory_pages(&self) -> (usize, usize) {
         (self.memory.used_pages(), self.memory.capacity_pages)
+    }
+
+    /// Empties the device's memory: what is in it comes home, claims end, and nothing is exclusive any more. Pages may go there again at once.
+    ///
+    /// Blocks until that is done.
+    pub fn evict_all(&self) -> Result<Report<W::Meta>, MigrateError> {
+        self.mm.check_entry()?;
+        let (mm, id) = (self.mm.clone(), self.memory.id);
+        Ok(self
+            .mm
+            .off_stack(move || mm.home_range(PageRange::ALL, Some(id), Why::Request)))
     }
 
     /// Links the device to its address space (LIFE-2). `device` is its side of this mirror.
@@ -268,10 +287,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
     }
 
     fn sender(&self) -> Sender<'_, W> {
-        Sender {
-            memory: &self.memory,
-            budget: &self.budget,
-        }
+        Sender::new(&self.memory, &self.budget)
     }
 
     /// Erases entries; the caller holds `update`.
@@ -386,26 +402,92 @@ impl<W: World, D: Device> Mirror<W, D> {
     /// Blocks; may evict. No lock of the caller's may be needed to serve a CPU fault.
     #[doc(alias = "migrate_vma_setup")]
     pub fn migrate_to_device(&self, range: PageRange) -> Result<Report<W::Meta>, MigrateError> {
-        self.state.check()?;
-        let state = self.state.clone();
-        self.state
-            .mm
-            .off_stack(move || state.mm.send(&state.sender(), range))
-            .map_err(|error| match error {
-                OutError::World(error) => MigrateError::World(error),
-                OutError::Metadata(error) => MigrateError::Metadata(error),
-            })
+        self.migrate_to_device_with(range, Elsewhere::Take)
     }
 
-    /// Brings the pages of `range` that are on this device home.
+    /// The same, with a choice about pages that another device has: in its private memory, exclusively, or claimed for coherent memory.
+    pub fn migrate_to_device_with(
+        &self,
+        range: PageRange,
+        elsewhere: Elsewhere,
+    ) -> Result<Report<W::Meta>, MigrateError> {
+        self.state.check()?;
+        let state = self.state.clone();
+        let sent = self.state.mm.off_stack(move || {
+            let sender = Sender {
+                elsewhere,
+                ..state.sender()
+            };
+            state.mm.send(&sender, range)
+        });
+        Ok(sent?)
+    }
+
+    /// Brings the pages of `range` that are on this device home; claims of coherent memory end.
     #[doc(alias = "migrate_to_ram")]
     pub fn migrate_home(&self, range: PageRange) -> Result<Report<W::Meta>, MigrateError> {
+        self.migrate_home_with(range, Keep::Nothing)
+    }
+
+    /// The same, but some pages stay.
+    pub fn migrate_home_with(&self, range: PageRange, keep: Keep) -> Result<Report<W::Meta>, MigrateError> {
+        self.bring_home(
+            range,
+            match keep {
+                Keep::Nothing => Which::All,
+                Keep::Exclusive => Which::NotExclusive,
+            },
+        )
+    }
+
+    fn bring_home(&self, range: PageRange, which: Which) -> Result<Report<W::Meta>, MigrateError> {
         self.state.mm.check_entry()?;
         let state = self.state.clone();
         Ok(self.state.mm.off_stack(move || {
-            let report = state.mm.home_range(range, Some(state.memory.id), Why::Request);
+            let here = |device| device == state.memory.id;
+            let report = state.mm.home_those(range, here, which, Why::Request);
             crate::stats::add(&state.mm.counters.pages_skipped, report.skipped);
             report
+        }))
+    }
+
+    /// Takes the pages of `range` for the device alone, for atomic operations that no CPU can come between (MIG-11). The CPU cannot reach them until
+    /// that ends: by the CPU's next access, a fork, a change of the area, an eviction, another device's fault or migration, or
+    /// [`Mirror::end_exclusive`].
+    ///
+    /// The pages lie in the device's arena meanwhile and are charged to it, also where its memory is coherent. Those that the CPU never touched are
+    /// zeroes. The mirror's entries are there on return, but for pages that the CPU took back meanwhile; exclusivity is the device's, so its
+    /// other mirrors may have entries, too. Pages that cannot be had are in the report, with the reason: a hole, no access, read-only,
+    /// not private anonymous memory. Blocks as a migration does.
+    #[doc(alias = "make_device_exclusive_range")]
+    pub fn exclusive(&self, range: PageRange) -> Result<Report<W::Meta>, MigrateError> {
+        self.state.check()?;
+        let state = self.state.clone();
+        let taken = self.state.mm.off_stack(move || {
+            let sender = Sender {
+                goal: Goal::Exclusive,
+                ..state.sender()
+            };
+            let taken = state.mm.send(&sender, range);
+            state.enter_exclusive(range);
+            taken
+        });
+        Ok(taken?)
+    }
+
+    /// Ends what [`Mirror::exclusive`] began: the exclusive pages of `range` come home.
+    pub fn end_exclusive(&self, range: PageRange) -> Result<Report<W::Meta>, MigrateError> {
+        self.bring_home(range, Which::Exclusive)
+    }
+
+    /// How many pages of `range` the device has exclusively at this moment.
+    pub fn exclusive_pages(&self, range: PageRange) -> Result<usize, EntryError> {
+        self.state.mm.check_entry()?;
+        let state = self.state.clone();
+        Ok(self.state.mm.off_stack(move || {
+            let mut pages = 0;
+            state.each_exclusive(range, &mut |run| pages += run.page_count());
+            pages
         }))
     }
 

@@ -1,4 +1,5 @@
-//! Range requests: bring in what the CPU maps and enter it in the device's table, or look without touching anything.
+//! Range requests: bring in what the CPU maps and enter it in the device's table. To look without touching anything is
+//! [`Mirror::snapshot`].
 //!
 //! # Invariants
 //! - RNG-1 (FLT-2): entries are set under the update lock after the read was found fresh there; see [`crate::mirror`].
@@ -9,31 +10,19 @@
 
 use std::time::Duration;
 
-use allocator_api2::vec::Vec;
-
-use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, PageRange, PageSpan, VirtAddr};
+use crate::addr::{BlockId, PAGE_SIZE, PageMask, PageRange, PageSpan, VirtAddr};
 use crate::device::{Device, DeviceAddr, DmaError};
-use crate::devmem::DeviceId;
-use crate::migrate::home::Why;
+use crate::migrate::home::{Which, Why};
 use crate::mirror::table::{Entry, Flags};
 use crate::mirror::{Mirror, MirrorState};
 use crate::mm::EntryError;
 use crate::mm::block::arena_pages;
 use crate::notifier::{ReadError, Reader};
 use crate::stats::add;
-use crate::world::{Access, Area, Metadata, OutOfMetadata, PopulateError, Pte, World, WorldError};
+use crate::world::{Access, Area, OutOfMetadata, PopulateError, Pte, World, WorldError};
 
-/// Where pages are to be when a device misses on them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Placement {
-    /// On the device, from the first touch.
-    #[default]
-    OnTouch,
-    /// Where they are: system pages are mapped in place.
-    InPlace,
-    /// In place until the device accessed the block so many times, then on the device.
-    AfterAccesses(u32),
-}
+pub use crate::mirror::miss::Placement;
+pub use crate::mirror::snapshot::{PageState, Snapshot};
 
 /// Why a range could not be brought in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -90,7 +79,7 @@ pub struct Faulted {
 
 /// How much around the missed page is entered as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Around {
+pub(super) enum Around {
     /// Every page of the range is wanted: missing ones are brought in.
     All,
     /// Only the page at this number is; its neighbours are taken along where they are present already.
@@ -123,19 +112,6 @@ impl<W: World, D: Device> Mirror<W, D> {
         })
     }
 
-    /// Tells what is mapped in `range`, and never faults (FLT-1).
-    ///
-    /// Pages may change place meanwhile; each run is right for some moment during the call.
-    #[doc(alias = "hmm_range_snapshot")]
-    pub fn snapshot(&self, range: PageRange) -> Result<Snapshot<W::Meta>, FaultError> {
-        self.state.mm.check_entry()?;
-        let state = self.state.clone();
-        self.state.mm.off_stack(move || {
-            state.mm.catch_up();
-            state.look(range)
-        })
-    }
-
     /// Waits until the device has been told of every change of the address space that returned before this call. For a driver, before it
     /// hands the device work.
     ///
@@ -153,82 +129,25 @@ impl<W: World, D: Device> Mirror<W, D> {
 }
 
 impl<W: World, D: Device> MirrorState<W, D> {
-    /// Services a device miss at `addr`: migrates or maps by `placement`, and enters the page with what is around it. After it returned
-    /// the access is to be tried again; it may miss again when the page was taken meanwhile.
-    ///
-    /// Runs on the calling thread, which must be one of isomem's own and hold no pin.
-    pub fn service_miss(&self, addr: VirtAddr, access: Access, placement: Placement) -> Result<Faulted, FaultError> {
-        self.mm.check_entry()?;
-        add(&self.mm.counters.device_faults, 1);
-        let page = addr.get() / PAGE_SIZE;
-        let id = BlockId::of(addr);
-        let around = if self.wants_migration(placement) {
-            self.send_around(page, id);
-            Around::PageOnDevice(page)
-        } else {
-            Around::Page(page)
-        };
-        self.enter(id.range(), access, around)
+    /// Enters the pages of `range` that the device has exclusively. An entry that is not made here comes with the device's first access.
+    pub(super) fn enter_exclusive(&self, range: PageRange) {
+        self.each_exclusive(range, &mut |run| {
+            let _ = self.enter(run, Access::Write, Around::All);
+        });
     }
 
-    fn wants_migration(&self, placement: Placement) -> bool {
-        !self.has_failed()
-            && match placement {
-                Placement::OnTouch => true,
-                Placement::InPlace => false,
-                // The accesses themselves are counted where they happen, see `count_access`.
-                Placement::AfterAccesses(accesses) => accesses == 0,
-            }
-    }
-
-    /// Sends the page and, while misses are sequential, a growing part of its block after it. What cannot go is mapped in place instead,
-    /// so failures here are not errors.
-    fn send_around(&self, page: usize, id: BlockId) {
-        let index = page - id.first_page();
-        if self.mm.blocks.get(id).is_some_and(|block| {
-            let state = block.lock();
-            state
+    /// The runs of pages in `range` that the device has exclusively. Waits for pages in transit: one that the CPU was given back may not have
+    /// settled yet when the CPU goes on.
+    pub(super) fn each_exclusive(&self, range: PageRange, each: &mut dyn FnMut(PageRange)) {
+        for (block, span) in self.mm.blocks.known(range) {
+            let state = block.wait_settled(span.mask());
+            let exclusive = state
                 .on(self.memory.id)
-                .is_some_and(|residency| residency.pages.has(index))
-        }) {
-            return;
-        }
-        let pages = self.around(index, page);
-        let _ = self.mm.send(&self.sender(), id.pages(pages.clone()));
-        self.streams.note(id.first_page() + pages.start, pages.len());
-    }
-
-    /// Which pages of the block to send when page `index` of it, number `page`, was missed.
-    fn around(&self, index: usize, page: usize) -> core::ops::Range<usize> {
-        /// Pages that are sent at the least: single pages cost a system call each.
-        const LEAST: usize = 16;
-        if !self.mm.world().takes_neighbours() {
-            return index..index + 1;
-        }
-        let most = self.memory.capacity_pages.div_ceil(4);
-        let window = self.streams.window(page).max(LEAST).min(most);
-        let first = if window >= LEAST { index / LEAST * LEAST } else { index };
-        first..(first + window).max(index + 1).min(PAGES_PER_BLOCK)
-    }
-
-    /// Counts an access to pages mapped in place; true when the block is to migrate now.
-    pub fn count_access(&self, addr: VirtAddr, placement: Placement) -> bool {
-        match placement {
-            Placement::AfterAccesses(accesses) => self.table.count_access(BlockId::of(addr)) == accesses,
-            _ => false,
-        }
-    }
-
-    /// Migrates the block of `addr`, which the device accessed often enough in place.
-    pub fn migrate_hot(&self, addr: VirtAddr) {
-        if !self.is_released() && !self.has_failed() {
-            let neighbours = self.mm.world().takes_neighbours();
-            let range = if neighbours {
-                BlockId::of(addr).range()
-            } else {
-                addr.page()
-            };
-            let _ = self.mm.send(&self.sender(), range);
+                .map_or(PageMask::NONE, |residency| residency.exclusive);
+            drop(state);
+            for run in exclusive.and(span.mask()).runs() {
+                each(block.id.pages(run));
+            }
         }
     }
 
@@ -244,7 +163,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
     }
 
     /// Enters pages of one block.
-    fn enter(&self, range: PageRange, access: Access, around: Around) -> Result<Faulted, FaultError> {
+    pub(super) fn enter(&self, range: PageRange, access: Access, around: Around) -> Result<Faulted, FaultError> {
         let wanted = around.wanted(range);
         if around != Around::All {
             // What lies around is taken along if nothing is in its way; an invalidation of a neighbour is none of this miss's business (INV-5).
@@ -305,7 +224,8 @@ impl<W: World, D: Device> MirrorState<W, D> {
                 .any(|residency| residency.device != self.memory.id && residency.pages.overlaps(&span.mask()));
             drop(state);
             if elsewhere {
-                self.mm.home_range(span.range(), None, Why::Request);
+                let others = |device| device != self.memory.id;
+                self.mm.home_those(span.range(), others, Which::Away, Why::Request);
             }
         }
     }
@@ -329,7 +249,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
         seen.failure = failure;
         let mut at_home = self.check_residency(wanted, &mut seen)?;
         if let Around::PageOnDevice(_) = around {
-            at_home = at_home.and(wanted);
+            at_home = at_home.and(wanted.or(seen.claimed));
         }
         let missing = self.check_ptes(span, access, at_home.and(seen.allowed), &mut seen)?;
         self.populate(missing.and(wanted), access, &mut seen)?;
@@ -389,6 +309,8 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }
         if let Some(residency) = state.on(self.memory.id) {
             seen.device = here.and(seen.allowed);
+            seen.exclusive = residency.exclusive;
+            seen.claimed = residency.claimed;
             seen.base_page = residency.base_page;
             self.memory.touch(residency.chunk);
         }
@@ -431,7 +353,14 @@ impl<W: World, D: Device> MirrorState<W, D> {
     fn populate(&self, missing: PageMask, access: Access, seen: &mut Seen) -> Result<(), Missed> {
         for run in missing.runs() {
             match self.mm.world().populate(seen.block.pages(run.clone()), access) {
-                Ok(()) => seen.system = seen.system.or(PageMask::of(run.start, run.end)),
+                Ok(()) => {
+                    let pages = PageMask::of(run.start, run.end);
+                    seen.system = seen.system.or(pages);
+                    // What was populated for reading may be the page of zeroes.
+                    if access == Access::Read {
+                        seen.writable = seen.writable.without(pages);
+                    }
+                }
                 Err(PopulateError::Refused(addr)) => return Err(Missed::Error(FaultError::NoAccess { addr })),
                 Err(PopulateError::World(error)) => return Err(error.into()),
             }
@@ -442,11 +371,24 @@ impl<W: World, D: Device> MirrorState<W, D> {
     /// Enters what was seen; the caller holds the update lock and found the read fresh.
     fn set_entries(&self, seen: &Seen, access: Access) -> Result<Faulted, FaultError> {
         let valid = self.table.valid_mask(seen.block, access);
-        for run in seen.device.without(valid).runs() {
-            let at = arena_pages(seen.base_page, run.clone()).start();
-            self.set_run(seen, run, DeviceAddr(at as u64), Flags::DEVICE)?;
+        let here = seen.device.without(valid);
+        for (pages, flags) in [
+            (here.without(seen.exclusive), Flags::DEVICE),
+            (here.and(seen.exclusive), Flags::DEVICE | Flags::EXCLUSIVE),
+        ] {
+            for run in pages.runs() {
+                let at = arena_pages(seen.base_page, run.clone()).start();
+                self.set_run(seen, run, DeviceAddr(at as u64), flags)?;
+            }
         }
-        for run in seen.system.without(valid).runs() {
+        // Coherent memory is reached at the page's own address: it is the device's, so it is not mapped for DMA.
+        let claimed = seen.system.and(seen.claimed);
+        for run in claimed.without(valid).runs() {
+            let range = seen.block.pages(run.clone());
+            self.zap(range);
+            self.set_run(seen, run, DeviceAddr(range.start() as u64), Flags::DEVICE)?;
+        }
+        for run in seen.system.without(claimed).without(valid).runs() {
             let range = seen.block.pages(run.clone());
             self.zap(range);
             let at = self.device.dma_map(range)?;
@@ -455,10 +397,9 @@ impl<W: World, D: Device> MirrorState<W, D> {
                 return Err(error);
             }
         }
-        let on_device = seen.device.count();
         Ok(Faulted {
-            pages: on_device + seen.system.count(),
-            on_device,
+            pages: seen.device.count() + seen.system.count(),
+            on_device: seen.device.count() + claimed.count(),
             retries: 0,
         })
     }
@@ -484,93 +425,6 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }
         Ok(())
     }
-
-    fn look(&self, range: PageRange) -> Result<Snapshot<W::Meta>, FaultError> {
-        let mut snapshot = Snapshot {
-            range,
-            runs: Vec::new_in(W::Meta::default()),
-        };
-        let mut next = range.first_page();
-        let mut result = Ok(());
-        self.mm.world().areas(range, &mut |area| {
-            if result.is_ok() {
-                result = self.look_area(area, next, &mut snapshot);
-                next = area.range.end_page();
-            }
-        })?;
-        result?;
-        snapshot.gap(next, range.end_page())?;
-        Ok(snapshot)
-    }
-
-    fn look_area(&self, area: Area, next: usize, snapshot: &mut Snapshot<W::Meta>) -> Result<(), FaultError> {
-        snapshot.gap(next, area.range.first_page())?;
-        let Some(access) = area.access else {
-            return Ok(snapshot.push(area.range, PageState::NoAccess)?);
-        };
-        let mut result = Ok(());
-        self.mm.world().scan(area.range, &mut |run| {
-            if result.is_err() {
-                return;
-            }
-            result = match run.pte {
-                Pte::None => self.look_away(run.range, access, snapshot),
-                Pte::Swapped => snapshot.push(run.range, PageState::Missing),
-                Pte::Present { zero: true, .. } => snapshot.push(run.range, PageState::Zero),
-                Pte::Present { huge, .. } => snapshot.push(run.range, PageState::System { access, huge }),
-            };
-        })?;
-        Ok(result?)
-    }
-
-    /// What the CPU's page table has nothing of: on a device, or nowhere.
-    fn look_away(
-        &self,
-        range: PageRange,
-        access: Access,
-        snapshot: &mut Snapshot<W::Meta>,
-    ) -> Result<(), OutOfMetadata> {
-        let mut next = range.first_page();
-        for (block, span) in self.mm.blocks.known(range) {
-            let resident = block
-                .lock()
-                .residencies
-                .each_ref()
-                .map(|slot| slot.as_ref().map(|r| (r.device, r.pages)));
-            let mut index = span.first;
-            while index < span.end {
-                let holder = resident.iter().flatten().find(|(_, pages)| pages.has(index));
-                let any = resident
-                    .iter()
-                    .flatten()
-                    .fold(PageMask::NONE, |mask, (_, pages)| mask.or(*pages));
-                let (state, end) = match holder {
-                    Some((device, pages)) => {
-                        let run = pages.next_run(index).expect("the page is in it");
-                        let local = *device == self.memory.id;
-                        (
-                            PageState::Device {
-                                device: *device,
-                                local,
-                                access,
-                            },
-                            run.end.min(span.end),
-                        )
-                    }
-                    None => (
-                        PageState::Missing,
-                        any.next_run(index).map_or(span.end, |run| run.start.min(span.end)),
-                    ),
-                };
-                let run = span.block.pages(index..end);
-                snapshot.missing(next, run.first_page())?;
-                snapshot.push(run, state)?;
-                next = run.end_page();
-                index = end;
-            }
-        }
-        snapshot.missing(next, range.end_page())
-    }
 }
 
 /// What one look at a block found.
@@ -584,6 +438,10 @@ struct Seen {
     system: PageMask,
     /// Resident on this device.
     device: PageMask,
+    /// Of those, taken exclusively.
+    exclusive: PageMask,
+    /// At home, and claimed by this device.
+    claimed: PageMask,
     base_page: usize,
     /// To be reported once the pages before it have their entries (RNG-2).
     failure: Option<FaultError>,
@@ -598,6 +456,8 @@ impl Seen {
             writable: none,
             system: none,
             device: none,
+            exclusive: none,
+            claimed: none,
             base_page: 0,
             failure: None,
         }
@@ -618,94 +478,4 @@ impl From<WorldError> for Missed {
 
 fn finish(seen: Seen, entered: Faulted) -> Result<Faulted, FaultError> {
     seen.failure.map_or(Ok(entered), Err)
-}
-
-/// What a snapshot says of a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PageState {
-    /// No area.
-    Hole,
-    /// PROT_NONE.
-    NoAccess,
-    /// An area, but no page: untouched, discarded or on swap.
-    Missing,
-    /// The shared page of zeroes.
-    Zero,
-    /// In system memory.
-    System {
-        /// What the area allows.
-        access: Access,
-        /// Part of a huge page.
-        huge: bool,
-    },
-    /// In device memory, which the CPU cannot map.
-    Device {
-        /// Which device.
-        device: DeviceId,
-        /// It is the device of the mirror that was asked.
-        local: bool,
-        /// What the area allows.
-        access: Access,
-    },
-}
-
-/// What is mapped in a range, as runs of pages in the same state, in address order and gapless.
-pub struct Snapshot<M: Metadata> {
-    range: PageRange,
-    runs: Vec<(PageRange, PageState), M>,
-}
-
-impl<M: Metadata> core::fmt::Debug for Snapshot<M> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_list().entries(self.runs()).finish()
-    }
-}
-
-impl<M: Metadata> Snapshot<M> {
-    /// The range that was asked for.
-    pub fn range(&self) -> PageRange {
-        self.range
-    }
-
-    /// The runs.
-    pub fn runs(&self) -> &[(PageRange, PageState)] {
-        &self.runs
-    }
-
-    /// The state of the page that holds `addr`; `None` outside the range.
-    pub fn at(&self, addr: usize) -> Option<PageState> {
-        let after = self.runs.partition_point(|(run, _)| run.end() <= addr);
-        self.runs
-            .get(after)
-            .filter(|(run, _)| run.contains(addr))
-            .map(|(_, state)| *state)
-    }
-
-    fn push(&mut self, range: PageRange, state: PageState) -> Result<(), OutOfMetadata> {
-        if let Some((last, same)) = self.runs.last_mut()
-            && *same == state
-            && last.end_page() == range.first_page()
-        {
-            *last = last.hull(range);
-            return Ok(());
-        }
-        self.runs.try_reserve(1).map_err(|_| OutOfMetadata)?;
-        self.runs.push((range, state));
-        Ok(())
-    }
-
-    fn fill(&mut self, first: usize, end: usize, state: PageState) -> Result<(), OutOfMetadata> {
-        match PageRange::from_pages(first, end.saturating_sub(first)) {
-            Some(range) => self.push(range, state),
-            None => Ok(()),
-        }
-    }
-
-    fn gap(&mut self, first: usize, end: usize) -> Result<(), OutOfMetadata> {
-        self.fill(first, end, PageState::Hole)
-    }
-
-    fn missing(&mut self, first: usize, end: usize) -> Result<(), OutOfMetadata> {
-        self.fill(first, end, PageState::Missing)
-    }
 }

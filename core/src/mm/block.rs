@@ -3,10 +3,15 @@
 //! A page of the program is in one of three states: at home (the CPU's page table rules), on a device (its bit is in a
 //! residency), or in transit (one actor owns it until it settles). Nothing here repeats what the CPU's page table says.
 //!
+//! A page at home may be *claimed* as well: it counts as a page of a device's coherent memory, which the CPU maps too. To the CPU's side a
+//! claim is nothing; to placement and to the device's budget the page is on that device.
+//!
 //! # Invariants
 //! - BLK-1: a page is in at most one residency.
 //! - BLK-2: a page in transit belongs to exactly one actor, who set the bit and will clear it; nobody else moves it.
 //! - BLK-3: a residency's page `i` lies at page `i` of its chunk, so that a run of pages is a run of the arena and a huge page stays whole.
+//! - BLK-5 (MIG-10): a page has at most one claim, and none while it is away. A page in transit may have one: whoever settles it says.
+//! - BLK-6 (MIG-11): an exclusive page is one in its device's arena, so the CPU cannot have it; it stops being exclusive by leaving there.
 //! - BLK-4: a CPU thread whose fault met a page in transit has its bit in `waiters`, and is woken when the page settles.
 //!
 //! # Locking
@@ -28,6 +33,10 @@ pub(crate) struct Residency<M: Metadata> {
     /// Arena page number of the chunk.
     pub(crate) base_page: usize,
     pub(crate) pages: PageMask,
+    /// Pages that are at home and claimed for the device's coherent memory (BLK-5).
+    pub(crate) claimed: PageMask,
+    /// Those of `pages` that the device took exclusively (BLK-6).
+    pub(crate) exclusive: PageMask,
     /// The whole block is one huge page there.
     pub(crate) huge: bool,
     /// A stale access may still be on its way to the chunk (see [`World::FENCED`](crate::world::World::FENCED)).
@@ -36,6 +45,29 @@ pub(crate) struct Residency<M: Metadata> {
     pub(crate) incoming: u32,
     /// Who is charged for the pages.
     pub(crate) charge: M::Shared<Budget>,
+}
+
+impl<M: Metadata> Residency<M> {
+    /// Pages that the device is charged for: in its arena or claimed.
+    pub(crate) fn held(&self) -> PageMask {
+        self.pages.or(self.claimed)
+    }
+
+    /// Pages in the arena go.
+    pub(crate) fn leave(&mut self, pages: PageMask) {
+        self.pages = self.pages.without(pages);
+        self.exclusive = self.exclusive.without(pages);
+        if !self.pages.is_full() {
+            self.huge = false;
+        }
+    }
+
+    /// The claims on these pages end. Says how many there were.
+    pub(crate) fn give_back(&mut self, pages: PageMask) -> usize {
+        let ended = self.claimed.and(pages);
+        self.claimed = self.claimed.without(ended);
+        ended.count()
+    }
 }
 
 /// The pages `pages` of the chunk that starts at arena page `base_page`.
@@ -90,7 +122,21 @@ impl<M: Metadata> BlockState<M> {
             .fold(PageMask::NONE, |mask, residency| mask.or(residency.pages))
     }
 
-    /// Pages that are neither away nor in transit.
+    /// Pages that some device other than `device` claims.
+    pub(crate) fn claimed_by_others(&self, device: DeviceId) -> PageMask {
+        self.residencies
+            .iter()
+            .flatten()
+            .filter(|residency| residency.device != device)
+            .fold(PageMask::NONE, |mask, residency| mask.or(residency.claimed))
+    }
+
+    /// Whether a page of the block is claimed.
+    pub(crate) fn has_claims(&self) -> bool {
+        self.residencies.iter().flatten().any(|r| !r.claimed.is_empty())
+    }
+
+    /// Pages that are neither away nor in transit; they may be claimed.
     pub(crate) fn at_home(&self) -> PageMask {
         PageMask::FULL.without(self.away()).without(self.transit)
     }
@@ -101,7 +147,7 @@ impl<M: Metadata> BlockState<M> {
             .residencies
             .iter_mut()
             .find(|slot| slot.as_ref().is_some_and(|r| r.device == device))?;
-        slot.take_if(|residency| residency.pages.is_empty() && residency.incoming == 0)
+        slot.take_if(|residency| residency.held().is_empty() && residency.incoming == 0)
     }
 }
 

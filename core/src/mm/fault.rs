@@ -17,10 +17,10 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, VirtAddr};
-use crate::devmem::DeviceMemory;
+use crate::devmem::{DeviceMemory, MemoryKind};
 use crate::migrate::SkipReason;
-use crate::migrate::home::{Homeward, Why};
-use crate::migrate::out::{OutError, Sender};
+use crate::migrate::home::{Homeward, Which, Why};
+use crate::migrate::out::{Goal, OutError, Sender};
 use crate::mm::block::arena_pages;
 use crate::mm::{Mm, MmState};
 use crate::notifier::Cause;
@@ -75,7 +75,7 @@ impl<W: World> MmState<W> {
         let window = self.streams.window(addr.get() / PAGE_SIZE).min(PAGES_PER_BLOCK - index);
         let run = residency.pages.next_run(index).expect("the page is resident");
         let want = PageMask::of(index, run.end.min(index + window));
-        let Some(mut homeward) = Homeward::<W>::collect(block, &mut state, device, want) else {
+        let Some(mut homeward) = Homeward::<W>::collect(block, &mut state, device, want, Which::Away) else {
             return Served::Again;
         };
         drop(state);
@@ -118,10 +118,10 @@ impl<W: World> MmState<W> {
         // while it is copied (MIG-3).
         let areas = self.lock_areas();
         let id = BlockId::of(addr);
-        let at_home = self
-            .blocks
-            .get(id)
-            .map_or(PageMask::FULL, |block| block.lock().at_home());
+        let (at_home, claims) = self.blocks.get(id).map_or((PageMask::FULL, false), |block| {
+            let state = block.lock();
+            (state.at_home(), state.has_claims())
+        });
         if !at_home.has(addr.get() / PAGE_SIZE - id.first_page()) {
             drop(areas);
             return self.cpu_fault(addr);
@@ -141,7 +141,8 @@ impl<W: World> MmState<W> {
             Some(Stop::Exists) => self.world().wake(addr.page()),
             Some(_) => return Served::Again,
         }
-        if at_home.is_full() {
+        // What is claimed stays tracked, so that the kernel tells when the claim is void.
+        if at_home.is_full() && !claims {
             // Left tracked where that fails: other pages then get their zeroes here, too.
             let _ = self.world().untrack(id.range());
         }
@@ -179,15 +180,16 @@ impl<W: World> MmState<W> {
         }
         let budget = residency.charge.clone();
         drop(state);
-        self.recall(
-            &memory,
-            &Sender {
-                memory: &memory,
-                budget: &budget,
-            },
-            id,
-            index,
-        )
+        let goal = match memory.kind {
+            MemoryKind::Private => Goal::Memory,
+            // The arena has only what was taken exclusively; so the access that came too late is an exclusive one.
+            MemoryKind::Coherent => Goal::Exclusive,
+        };
+        let sender = Sender {
+            goal,
+            ..Sender::new(&memory, &budget)
+        };
+        self.recall(&memory, &sender, id, index)
     }
 
     fn recall(&self, memory: &DeviceMemory<W::Meta>, sender: &Sender<'_, W>, id: BlockId, index: usize) -> Served {
@@ -206,7 +208,14 @@ impl<W: World> MmState<W> {
             }
             Ok(report) => match report.skips().first() {
                 // Never again: the page is no more, or the device must not have it.
-                Some((_, SkipReason::Hole | SkipReason::NoAccess | SkipReason::DeviceFailed | SkipReason::Exited)) => {
+                Some((
+                    _,
+                    SkipReason::Hole
+                    | SkipReason::NoAccess
+                    | SkipReason::ReadOnly
+                    | SkipReason::DeviceFailed
+                    | SkipReason::Exited,
+                )) => {
                     let Some(block) = self.blocks.get(id) else {
                         return Served::Again;
                     };
@@ -229,7 +238,8 @@ impl<W: World> MmState<W> {
 }
 
 impl<W: World> Mm<W> {
-    /// To be called before the process forks: brings every page home and lets none leave until [`Mm::fork_done`] (MIG-4).
+    /// To be called before the process forks: brings every page home and lets none leave until [`Mm::fork_done`] (MIG-4). Claims of coherent
+    /// memory are given back: whoever writes first gets a page of his own, which is none of the device's.
     pub fn fork_prepare(&self) {
         if self.check_entry().is_err() {
             return;
@@ -237,7 +247,7 @@ impl<W: World> Mm<W> {
         let mm = self.clone();
         self.off_stack(move || {
             mm.gate.close();
-            mm.home_everything();
+            mm.home_everything(Which::All);
         });
     }
 

@@ -69,9 +69,10 @@ impl<W: World> MmState<W> {
         add(&self.counters.late_untold, 1);
     }
 
-    /// Frees the device's copies of pages whose contents are void.
+    /// Frees the device's copies of pages whose contents are void, and ends claims on such pages.
     fn drop_away(&self, range: PageRange) {
         for (block, span) in self.blocks.known(range) {
+            self.drop_claims(block, span.mask());
             loop {
                 let mut state = block.lock();
                 // Who has them in transit drops them.
@@ -99,6 +100,31 @@ impl<W: World> MmState<W> {
         }
     }
 
+    /// Ends the claims on settled pages of a block: the contents that coherent memory held are void.
+    fn drop_claims(&self, block: &Block<W::Meta>, pages: PageMask) {
+        loop {
+            let mut state = block.lock();
+            let settled = pages.without(state.transit);
+            let claiming = state.residencies.iter_mut().flatten();
+            let Some((residency, ended)) = claiming
+                .map(|residency| (residency.give_back(settled), residency))
+                .find(|&(ended, _)| ended > 0)
+                .map(|(ended, residency)| (residency, ended))
+            else {
+                return;
+            };
+            // With the block locked, so that who finds no claim there finds the memory empty, too (LIFE-1).
+            let memory = self.memory(residency.device);
+            if let Some(memory) = &memory {
+                memory.unreserve(ended, &residency.charge);
+            }
+            drop(state);
+            if let Some(memory) = memory {
+                self.free_if_empty(block, &memory, crate::devmem::Contents::Small);
+            }
+        }
+    }
+
     fn forget(
         &self,
         block: &Block<W::Meta>,
@@ -109,8 +135,7 @@ impl<W: World> MmState<W> {
         let memory = self.memory(device);
         let mut state = block.lock();
         let residency = state.on_mut(device).expect("a residency with pages in transit stays");
-        residency.pages = residency.pages.without(pages);
-        residency.huge = false;
+        residency.leave(pages);
         if let Some(memory) = &memory {
             // Before the pages settle, as at home.
             memory.unreserve(pages.count(), charge);
@@ -127,6 +152,8 @@ impl<W: World> MmState<W> {
     fn follow(&self, from: PageRange, to: PageRange) {
         self.drop_away(to);
         for (block, span) in self.blocks.known(from) {
+            drop(block.wait_settled(span.mask()));
+            self.drop_claims(block, span.mask());
             loop {
                 let mut state = block.wait_settled(span.mask());
                 let Some(residency) = state

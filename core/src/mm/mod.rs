@@ -18,7 +18,9 @@ mod late;
 use core::ops::Deref;
 
 use crate::addr::{PAGE_SIZE, PageRange};
+pub use crate::devmem::MemoryKind;
 use crate::devmem::{Budget, DeviceId, DeviceMemory};
+use crate::migrate::home::Which;
 use crate::mirror::DeviceHandle;
 use crate::mm::block::BlockTable;
 use crate::mm::gate::Gate;
@@ -27,7 +29,7 @@ use crate::stats::{Counters, Stats, add};
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, RwLock, RwLockWriteGuard};
 use crate::world::{Metadata, OutOfMetadata, World, WorldError};
 
-pub use change::ChangeError;
+pub use change::{CHANGES_MAX, Change, ChangeError, Changes};
 pub(crate) use fault::Streams;
 pub use fault::{CpuFault, Served};
 pub use late::LateEvent;
@@ -107,6 +109,8 @@ pub struct MemoryConfig {
     pub capacity_bytes: usize,
     /// Most bytes that one mirror may hold there (MIG-8); `None` for all.
     pub mirror_budget_bytes: Option<usize>,
+    /// Whether the CPU can map it (MIG-10).
+    pub kind: MemoryKind,
 }
 
 /// A handle to an address space. Clones are handles to the same.
@@ -192,21 +196,26 @@ impl<W: World> Mm<W> {
             });
         }
         let mm = self.clone();
-        let memory = self.off_stack(move || mm.add_memory(config.name, capacity_pages))?;
+        let memory = self.off_stack(move || mm.add_memory(config.name, config.kind, capacity_pages))?;
         let budget = config
             .mirror_budget_bytes
             .map_or(capacity_pages, |bytes| bytes / PAGE_SIZE);
         Ok(DeviceHandle::new(self.clone(), memory, budget))
     }
 
-    fn add_memory(&self, name: &'static str, capacity_pages: usize) -> Result<Memory<W>, RegisterError> {
+    fn add_memory(
+        &self,
+        name: &'static str,
+        kind: MemoryKind,
+        capacity_pages: usize,
+    ) -> Result<Memory<W>, RegisterError> {
         let _registering = self.registering.lock();
         let free = self.devices.lock().iter().position(Option::is_none);
         let id = DeviceId(free.ok_or(RegisterError::TooMany)? as u8);
         let arena = self
             .world
             .reserve_arena(DeviceMemory::<W::Meta>::arena_bytes(capacity_pages * PAGE_SIZE))?;
-        let memory = DeviceMemory::new(id, name, capacity_pages, arena).and_then(W::Meta::share);
+        let memory = DeviceMemory::new(id, name, kind, capacity_pages, arena).and_then(W::Meta::share);
         if memory.is_err() {
             self.world.release_arena(arena);
         }
@@ -233,7 +242,7 @@ impl<W: World> Mm<W> {
             mm.exited.store(true, Ordering::Release);
             mm.gate.close();
             mm.gate.open();
-            mm.home_everything();
+            mm.home_everything(Which::All);
         });
     }
 }

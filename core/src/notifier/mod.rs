@@ -77,6 +77,14 @@ pub enum Cause {
     Exclusive,
 }
 
+impl Cause {
+    /// Whether the pages only change place: an access through a stale entry is then not an access to memory that is gone, and where the MMU
+    /// fences it ([`World::FENCED`](crate::world::World::FENCED)) it need not be waited for without bound.
+    pub const fn moves_pages(self) -> bool {
+        matches!(self, Self::Migrate | Self::Exclusive)
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

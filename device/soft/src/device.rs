@@ -5,7 +5,7 @@ use isomem_core::addr::PageRange;
 use isomem_core::bus::Bus;
 use isomem_core::mirror::range::Placement;
 use isomem_core::mirror::{Busy, DeviceHandle, MirrorError};
-use isomem_core::mm::{MemoryConfig, Mm, RegisterError};
+use isomem_core::mm::{MemoryConfig, MemoryKind, Mm, RegisterError};
 use isomem_core::world::{Metadata, OutOfMetadata, WorldError};
 
 use crate::job::JobSlot;
@@ -33,6 +33,8 @@ pub struct SoftConfig {
     pub memory_bytes: usize,
     /// Most device memory that one mirror may hold, in bytes; `None` for all.
     pub mirror_budget_bytes: Option<usize>,
+    /// Whether the CPU can map the device's memory (MIG-10).
+    pub memory_kind: MemoryKind,
     /// Where pages go when a worker misses on them.
     pub placement: Placement,
 }
@@ -47,6 +49,7 @@ impl Default for SoftConfig {
             workers,
             memory_bytes: 256 << 20,
             mirror_budget_bytes: None,
+            memory_kind: MemoryKind::Private,
             placement: Placement::OnTouch,
         }
     }
@@ -198,6 +201,7 @@ impl<W: Bus> SoftDevice<W> {
             name: config.name,
             capacity_bytes: config.memory_bytes,
             mirror_budget_bytes: config.mirror_budget_bytes,
+            kind: config.memory_kind,
         })?;
         match Engine::start(mm, config).and_then(|engine| Ok(W::Meta::share(engine)?)) {
             Ok(engine) => Ok(Self { handle, engine }),

@@ -21,7 +21,8 @@ use isomem_core::migrate::{MigrateError, Report};
 use isomem_core::mirror::pin::{PinHolder, Pins};
 use isomem_core::mirror::range::{FaultError, Faulted, Snapshot};
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError, MirrorState};
-use isomem_core::notifier::{Answer, CallbackScope, Cause, Invalidation};
+use isomem_core::mm::EntryError;
+use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::{Access, Metadata};
 
 use crate::device::{Common, Engine, MAX_WORKERS, Shared, Stall};
@@ -74,7 +75,7 @@ impl<W: Bus> Device for Side<W> {
     fn invalidate(&self, invalidation: &Invalidation, scope: &CallbackScope<'_>) {
         let range = invalidation.range;
         self.pins.flush(range);
-        if W::FENCED && invalidation.cause == Cause::Migrate {
+        if W::FENCED && invalidation.cause.moves_pages() {
             if self.wait_clear(range, MIGRATE_PATIENCE_NS).is_err() {
                 // Who still holds a pin faults at its next access, and the page comes back to it.
                 scope.leave_to_the_mmu();
@@ -185,6 +186,21 @@ impl<W: Bus> SoftMirror<W> {
     /// See [`Mirror::migrate_home`].
     pub fn migrate_home(&self, range: PageRange) -> Result<Report<W::Meta>, MigrateError> {
         self.mirror.migrate_home(range)
+    }
+
+    /// See [`Mirror::exclusive`].
+    pub fn exclusive(&self, range: PageRange) -> Result<Report<W::Meta>, MigrateError> {
+        self.mirror.exclusive(range)
+    }
+
+    /// See [`Mirror::end_exclusive`].
+    pub fn end_exclusive(&self, range: PageRange) -> Result<Report<W::Meta>, MigrateError> {
+        self.mirror.end_exclusive(range)
+    }
+
+    /// See [`Mirror::exclusive_pages`].
+    pub fn exclusive_pages(&self, range: PageRange) -> Result<usize, EntryError> {
+        self.mirror.exclusive_pages(range)
     }
 
     /// Ends the mirror (LIFE-2): after it returned no callback runs and none will. From inside a callback it is deferred (LIFE-8).

@@ -225,6 +225,8 @@ impl Universe {
                 PageState::System { access, .. } => {
                     area.allows(access) && area.allows(Access::Write) == (access == Access::Write)
                 }
+                // No device here has coherent memory, and none takes pages exclusively.
+                PageState::Coherent { .. } | PageState::Exclusive { .. } => false,
                 PageState::Device { access, .. } => {
                     area.allows(access) && area.allows(Access::Write) == (access == Access::Write) && self.away[page]
                 }

@@ -22,7 +22,10 @@ fn anonymous(range: PageRange) -> Vma {
         exec: false,
         shared: false,
         file: false,
+        inode: 0,
+        offset: 0,
         name: Name::None,
+        page_bytes: PAGE_SIZE,
     }
 }
 

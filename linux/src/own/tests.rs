@@ -22,6 +22,39 @@ fn own_1_an_announcement_explains_one_event_of_the_same_range() {
     assert!(!own.take(removed(1)));
 }
 
+fn pages(first: usize, count: usize) -> PageRange {
+    PageRange::from_pages(first, count).unwrap()
+}
+
+#[test]
+fn own_1_a_change_that_comes_in_pieces_is_one() {
+    let own = with_reader();
+    let ticket = own.announce(Change::Removed(pages(4, 4))).unwrap();
+    assert!(!own.take(Change::Removed(pages(5, 2))));
+    assert!(own.take(Change::Removed(pages(4, 1))));
+    assert!(own.take(Change::Removed(pages(5, 3))));
+    assert!(!own.take(Change::Removed(pages(5, 3))));
+    // The area was split after it was reported: the kernel repeats its end.
+    assert!(own.take(Change::Removed(pages(7, 1))));
+    assert_eq!(own.done(ticket), Settled::Yes);
+    assert!(!own.take(Change::Removed(pages(7, 1))));
+}
+
+#[test]
+fn own_1_where_devices_are_kept_out_everything_is_explained() {
+    let own = with_reader();
+    let ticket = own.announce(Change::Within(pages(4, 4))).unwrap();
+    for _ in 0..2 {
+        assert!(own.take(Change::Unmapped(pages(4, 4))) && own.take(Change::Removed(pages(5, 1))));
+        assert!(own.take(Change::Remapped(pages(4, 2), pages(90, 2))));
+        assert!(!own.take(Change::Unmapped(pages(4, 5))) && !own.take(Change::Forked));
+    }
+    assert_eq!(own.done(ticket), Settled::Unknown);
+    assert!(own.take(Change::Unmapped(pages(4, 4))));
+    own.sweep();
+    assert!(!own.take(Change::Unmapped(pages(4, 4))));
+}
+
 #[test]
 fn own_2_an_event_that_is_processed_after_the_call_returned_is_still_known() {
     let own = with_reader();

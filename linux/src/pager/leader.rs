@@ -94,7 +94,7 @@ impl<P: Pagee> Shared<P> {
             match inbox.take(index) {
                 fault @ Msg::Fault { .. } => inbox.messages[index] = fault,
                 Msg::Remove(range) if range == self.world().bell() => {
-                    self.world().own_changes().sweep();
+                    // Not swept here: of what is done by now, an event may lie in the inbox behind this one.
                     if self.world().features().event_remove() {
                         self.world().own_changes().nudge_over();
                     }

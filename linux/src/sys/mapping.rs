@@ -10,12 +10,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::call::{Call, checked, make};
+use super::inject::{self, Site};
 use isomem_core::addr::{BLOCK_SIZE, PAGE_SIZE, PageRange};
 use isomem_core::world::Access;
 use rustix::io::{Errno, Result};
-use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
-
-use super::inject::{self, Site};
 
 /// Mappings of isomem's own that can exist at the same time.
 const OWN_MAX: usize = 256;
@@ -51,7 +50,8 @@ pub fn own_in(range: PageRange, each: &mut dyn FnMut(PageRange)) {
     }
 }
 
-fn list(range: PageRange) -> Result<()> {
+/// Says that `range` is isomem's own (MAPN-1).
+pub(super) fn list(range: PageRange) -> Result<()> {
     let free = |place: &&Place| {
         place
             .start
@@ -131,12 +131,12 @@ impl Mapping {
 
     /// The child of a fork does not get it.
     pub fn not_in_children(&self) -> Result<()> {
-        advise(self.range, Advice::LinuxDontFork, Site::Advise)
+        advise(self.range, libc::MADV_DONTFORK, Site::Advise)
     }
 
     /// The child of a fork finds zeroes in it.
     pub fn wiped_in_children(&self) -> Result<()> {
-        advise(self.range, Advice::LinuxWipeOnFork, Site::Advise)
+        advise(self.range, libc::MADV_WIPEONFORK, Site::Advise)
     }
 }
 
@@ -179,16 +179,14 @@ impl ForkMark {
 
 fn map_anonymous(len_bytes: usize) -> Result<usize> {
     inject::check(Site::Mmap)?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let call = Call::new(
+        libc::SYS_mmap,
+        [0, len_bytes, protection as usize, flags as usize, usize::MAX, 0],
+    );
     // SAFETY: a new mapping at an address of the kernel's choice touches no existing one.
-    let start = unsafe {
-        rustix::mm::mmap_anonymous(
-            core::ptr::null_mut(),
-            len_bytes,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::PRIVATE | MapFlags::NORESERVE,
-        )
-    }?;
-    Ok(start.expose_provenance())
+    checked(unsafe { make(call) })
 }
 
 fn pointer(range: PageRange) -> *mut core::ffi::c_void {
@@ -206,46 +204,53 @@ pub fn touch(mapping: &Mapping) {
 #[doc(alias = "munmap")]
 pub fn unmap(range: PageRange) -> Result<()> {
     inject::check(Site::Munmap)?;
+    let call = Call::new(libc::SYS_munmap, [range.start(), range.len_bytes()]);
     // SAFETY: the range is isomem's own (MAPN-2), or the program asked for it through an unsafe call that says so.
-    unsafe { rustix::mm::munmap(pointer(range), range.len_bytes()) }
+    checked(unsafe { make(call) }).map(drop)
 }
 
 /// Sets what may be done in `range`; `None` is PROT_NONE.
 #[doc(alias = "mprotect")]
 pub fn protect(range: PageRange, access: Option<Access>) -> Result<()> {
-    let flags = match access {
-        None => MprotectFlags::empty(),
-        Some(Access::Read) => MprotectFlags::READ,
-        Some(Access::Write) => MprotectFlags::READ | MprotectFlags::WRITE,
+    let protection = match access {
+        None => libc::PROT_NONE,
+        Some(Access::Read) => libc::PROT_READ,
+        Some(Access::Write) => libc::PROT_READ | libc::PROT_WRITE,
     };
     inject::check(Site::Mprotect)?;
+    let call = Call::new(
+        libc::SYS_mprotect,
+        [range.start(), range.len_bytes(), protection as usize],
+    );
     // SAFETY: the range is isomem's own, or the program asked for it.
-    unsafe { rustix::mm::mprotect(pointer(range), range.len_bytes(), flags) }
+    checked(unsafe { make(call) }).map(drop)
 }
 
 /// Moves the mapping at `from` to `to`, replacing what is there.
 #[doc(alias = "mremap")]
 pub fn remap(from: PageRange, to: PageRange) -> Result<()> {
     inject::check(Site::Mremap)?;
-    // SAFETY: the program asked for it through an unsafe call that says what happens to both ranges.
-    unsafe {
-        rustix::mm::mremap_fixed(
-            pointer(from),
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let call = Call::new(
+        libc::SYS_mremap,
+        [
+            from.start(),
             from.len_bytes(),
             to.len_bytes(),
-            MremapFlags::MAYMOVE,
-            pointer(to),
-        )
-    }?;
-    Ok(())
+            flags as usize,
+            to.start(),
+        ],
+    );
+    // SAFETY: the program asked for it through an unsafe call that says what happens to both ranges.
+    checked(unsafe { make(call) }).map(drop)
 }
 
 /// Drops the contents of `range`, also where it is locked in memory.
 #[doc(alias = "MADV_DONTNEED")]
 pub fn discard(range: PageRange) -> Result<()> {
-    match advise(range, Advice::LinuxDontNeed, Site::Discard) {
+    match advise(range, libc::MADV_DONTNEED, Site::Discard) {
         // What a locked area answers.
-        Err(Errno::INVAL) => advise(range, Advice::LinuxDontneedLocked, Site::Discard),
+        Err(Errno::INVAL) => advise(range, libc::MADV_DONTNEED_LOCKED, Site::Discard),
         other => other,
     }
 }
@@ -254,23 +259,24 @@ pub fn discard(range: PageRange) -> Result<()> {
 #[doc(alias = "MADV_POPULATE_WRITE")]
 pub fn populate(range: PageRange, access: Access) -> Result<()> {
     let advice = match access {
-        Access::Read => Advice::LinuxPopulateRead,
-        Access::Write => Advice::LinuxPopulateWrite,
+        Access::Read => libc::MADV_POPULATE_READ,
+        Access::Write => libc::MADV_POPULATE_WRITE,
     };
     advise(range, advice, Site::Populate)
 }
 
 /// Asks for huge pages in `range`.
 pub fn prefer_huge(range: PageRange) -> Result<()> {
-    advise(range, Advice::LinuxHugepage, Site::Advise)
+    advise(range, libc::MADV_HUGEPAGE, Site::Advise)
 }
 
-fn advise(range: PageRange, advice: Advice, site: Site) -> Result<()> {
+fn advise(range: PageRange, advice: i32, site: Site) -> Result<()> {
+    let call = Call::new(libc::SYS_madvise, [range.start(), range.len_bytes(), advice as usize]);
     loop {
         // SAFETY: the callers pass a mapping of isomem's own, or a range of which the program (or the protocol, which keeps the
         // contents elsewhere) wants exactly this.
-        let call = || unsafe { rustix::mm::madvise(pointer(range), range.len_bytes(), advice) };
-        match inject::check(site).and_then(|()| call()) {
+        let advised = || checked(unsafe { make(call) }).map(drop);
+        match inject::check(site).and_then(|()| advised()) {
             Err(Errno::INTR) => {}
             other => return other,
         }

@@ -15,7 +15,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use isomem_core::addr::{PageRange, USER_END};
+use isomem_core::addr::{BLOCK_SIZE, PAGE_SIZE, PageRange, USER_END};
 use linux_raw_sys::general as raw;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, Result};
@@ -59,8 +59,14 @@ pub struct Vma {
     pub shared: bool,
     /// A file is behind it (also memfd, shared memory, huge-page pool).
     pub file: bool,
+    /// The file's number on its file system; 0 where there is none.
+    pub inode: u64,
+    /// Where in the file the area begins, in bytes.
+    pub offset: u64,
     /// Its name.
     pub name: Name,
+    /// The size of a page: larger for the huge-page pool. Where the kernel has only text, known by the name of the pool's own mappings.
+    pub page_bytes: usize,
 }
 
 impl Vma {
@@ -75,6 +81,7 @@ impl Vma {
             && start > self.range.start()
             && let Ok(rest) = PageRange::new(start, self.range.end() - start)
         {
+            self.offset += (start - self.range.start()) as u64;
             self.range = rest;
         }
         self
@@ -223,7 +230,10 @@ fn vma_of(arg: &raw::procmap_query, name: &[u8]) -> Option<Vma> {
         exec: has(raw::procmap_query_flags::PROCMAP_QUERY_VMA_EXECUTABLE),
         shared: has(raw::procmap_query_flags::PROCMAP_QUERY_VMA_SHARED),
         file,
+        inode: arg.inode,
+        offset: arg.vma_offset,
         name,
+        page_bytes: arg.vma_page_size as usize,
     })
 }
 
@@ -257,6 +267,8 @@ struct Line {
     perms: [u8; 4],
     perms_len: usize,
     file: bool,
+    inode: u64,
+    offset: u64,
     name: [u8; NAME_BYTES],
     name_len: usize,
 }
@@ -294,8 +306,15 @@ impl Line {
                     self.perms_len += 1;
                 }
             }
-            (Field::Offset, _) => {}
-            (Field::Device | Field::Inode, digit) => self.file |= !matches!(digit, b'0' | b':'),
+            (Field::Offset, digit) => self.offset = self.offset << 4 | hex(digit) as u64,
+            (Field::Device, digit) => self.file |= !matches!(digit, b'0' | b':'),
+            (Field::Inode, digit) => {
+                self.file |= digit != b'0';
+                self.inode = self
+                    .inode
+                    .wrapping_mul(10)
+                    .wrapping_add(u64::from(digit.wrapping_sub(b'0')));
+            }
             (Field::Name, b' ') if self.name_len == 0 => {}
             (Field::Name, letter) => {
                 if let Some(place) = self.name.get_mut(self.name_len) {
@@ -315,7 +334,13 @@ impl Line {
             exec: self.perms[2] == b'x',
             shared: self.perms[3] == b's',
             file: self.file,
+            inode: self.inode,
+            offset: self.offset,
             name: name_of(&self.name[..self.name_len]),
+            page_bytes: match self.name.starts_with(b"/anon_hugepage") {
+                true => BLOCK_SIZE,
+                false => PAGE_SIZE,
+            },
         })
     }
 }

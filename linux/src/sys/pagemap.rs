@@ -34,6 +34,8 @@ const WORD_SWAPPED: u64 = 1 << 62;
 /// Installed by MADV_GUARD_INSTALL: an access is an error.
 const WORD_GUARD: u64 = 1 << 58;
 const OCCUPIED: u64 = (raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED) as u64;
+/// The page is still that of the file behind the mapping, or of shared memory.
+const WORD_FILE: u64 = 1 << 61;
 const REPORTED: u64 = OCCUPIED | (raw::PAGE_IS_PFNZERO | raw::PAGE_IS_HUGE | raw::PAGE_IS_GUARD) as u64;
 
 /// The page table of the process that opened it.
@@ -93,6 +95,40 @@ impl Pagemap {
     /// Whether PAGEMAP_SCAN works here, as far as is known: true until a first scan failed.
     pub fn has_scan(&self) -> bool {
         self.has_scan.load(Ordering::Relaxed)
+    }
+
+    /// Reports the pages of `range` that are present and still those of the file behind the mapping (or of shared memory), in order.
+    pub fn file_pages(&self, range: PageRange, each: &mut dyn FnMut(PageRange)) -> Result<()> {
+        let mut words = [[0_u8; 8]; WORDS];
+        let mut page = range.first_page();
+        while page < range.end_page() {
+            let want = WORDS.min(range.end_page() - page);
+            let got = match rustix::io::pread(&self.fd, words[..want].as_flattened_mut(), (page * 8) as u64) {
+                Err(Errno::INTR) => continue,
+                other => other? / 8,
+            };
+            if got == 0 {
+                return Ok(());
+            }
+            let mut first = None;
+            for (index, word) in words[..got].iter().enumerate() {
+                let word = u64::from_ne_bytes(*word);
+                let of_file = word & WORD_PRESENT != 0 && word & WORD_FILE != 0;
+                match (first, of_file) {
+                    (None, true) => first = Some(index),
+                    (Some(from), false) => {
+                        report(page + from, index - from, each);
+                        first = None;
+                    }
+                    _ => {}
+                }
+            }
+            if let Some(from) = first {
+                report(page + from, got - from, each);
+            }
+            page += got;
+        }
+        Ok(())
     }
 
     fn scan_by_ioctl(&self, range: PageRange, runs: &mut Runs<'_>) -> Result<()> {
@@ -171,6 +207,12 @@ impl Pagemap {
             }
         }
         Ok(())
+    }
+}
+
+fn report(first: usize, count: usize, each: &mut dyn FnMut(PageRange)) {
+    if let Some(run) = PageRange::from_pages(first, count) {
+        each(run);
     }
 }
 

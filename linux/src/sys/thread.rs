@@ -21,11 +21,10 @@ use core::ffi::{CStr, c_void};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
+use super::call::{Call, checked, make};
+use super::metadata::{self, MetadataHeap};
 use allocator_api2::alloc::Allocator;
 use allocator_api2::boxed::Box;
-use rustix::mm::MprotectFlags;
-
-use super::metadata::{self, MetadataHeap};
 
 #[cfg(test)]
 mod tests;
@@ -216,12 +215,12 @@ impl Drop for Attributes {
 }
 
 /// All signals blocked in the calling thread; a thread made meanwhile inherits that. Dropping restores what was.
-struct BlockedSignals {
+pub(super) struct BlockedSignals {
     before: MaybeUninit<libc::sigset_t>,
 }
 
 impl BlockedSignals {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut all = MaybeUninit::<libc::sigset_t>::uninit();
         let mut before = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: fills the set it is given; it cannot fail for a valid pointer.
@@ -254,7 +253,7 @@ impl Stack {
             guard: block.cast(),
             usable_bytes,
         };
-        stack.protect_guard(MprotectFlags::empty())?;
+        stack.protect_guard(libc::PROT_NONE)?;
         Ok(stack)
     }
 
@@ -267,13 +266,22 @@ impl Stack {
         unsafe { self.guard.add(GUARD_BYTES) }
     }
 
-    fn protect_guard(&self, flags: MprotectFlags) -> Result<(), SpawnError> {
+    fn protect_guard(&self, protection: i32) -> Result<(), SpawnError> {
+        let call = Call::new(
+            libc::SYS_mprotect,
+            [
+                self.guard.as_ptr().expose_provenance(),
+                GUARD_BYTES,
+                protection as usize,
+            ],
+        );
         // SAFETY: the first page of a block of ours that holds no value.
-        let protected = unsafe { rustix::mm::mprotect(self.guard.as_ptr().cast(), GUARD_BYTES, flags) };
-        protected.map_err(|errno| SpawnError::Refused {
-            call: "mprotect",
-            errno: errno.raw_os_error(),
-        })
+        checked(unsafe { make(call) })
+            .map(drop)
+            .map_err(|errno| SpawnError::Refused {
+                call: "mprotect",
+                errno: errno.raw_os_error(),
+            })
     }
 }
 
@@ -283,7 +291,7 @@ impl Drop for Stack {
             return;
         };
         // A block with a page that cannot be touched must not be handed out; then it is lost.
-        if self.protect_guard(MprotectFlags::READ | MprotectFlags::WRITE).is_ok() {
+        if self.protect_guard(libc::PROT_READ | libc::PROT_WRITE).is_ok() {
             // SAFETY: allocated in `new` with this layout; no thread runs on it any more (THR-3).
             unsafe { MetadataHeap.deallocate(self.guard, layout) };
         }

@@ -1,12 +1,13 @@
-//! Makes changes that the kernel reports as events so that they are known as isomem's own, and nudges who reads.
+//! Makes changes that the kernel reports as events so that they are known as isomem's own, prepares the program's changes, and nudges who reads.
 
-use isomem_core::addr::PageRange;
+use isomem_core::addr::{PAGE_SIZE, PageRange};
 use isomem_core::world::World;
 use rustix::io::Errno;
 
 use super::Linux;
 use crate::own::{Change, Settled, Ticket};
-use crate::sys::mapping;
+use crate::sys::mapping::{self, Mapping};
+use crate::sys::maps::Maps;
 
 /// Looks at an own change's state, with a yield between, before the reader of events is nudged.
 const LOOKS: usize = 16;
@@ -28,6 +29,7 @@ impl Linux {
             Change::Unmapped(_) => features.event_unmap(),
             Change::Remapped(..) => features.event_remap(),
             Change::Forked => features.event_fork(),
+            Change::Within(_) => features.event_remove() || features.event_unmap() || features.event_remap(),
         };
         if !reported {
             return None;
@@ -77,6 +79,33 @@ impl Linux {
             self.pause(100_000);
         }
         mapping::touch(&self.arena_bell);
+    }
+
+    /// From now on every fork is reported as an event, also where the child would get no page that is watched.
+    ///
+    /// # Errors
+    /// The kernel's refusal to map or watch one page; nothing is left behind.
+    pub(crate) fn watch_forks(&self) -> Result<(), Errno> {
+        if self.fork_bell.get().is_some() || !self.features().event_fork() {
+            return Ok(());
+        }
+        let bell = Mapping::new(PAGE_SIZE)?;
+        self.program.register(bell.range())?;
+        // Who comes second lets go of his own.
+        let _ = self.fork_bell.set(bell);
+        Ok(())
+    }
+
+    /// The areas of the process.
+    pub(crate) fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// Makes the areas of `range`, whose pages are all at home and stay there, what they would be without us: tracking a part of an area splits it,
+    /// and the kernel refuses to move what is split.
+    pub(crate) fn join_areas(&self, range: PageRange) {
+        // Where there is nothing, or something that is never tracked, there is nothing to join.
+        let _ = self.program.unregister(range);
     }
 
     /// The page whose fault is a nudge.

@@ -402,6 +402,14 @@ impl World for ModelWorld {
         not_here("copy_home")
     }
 
+    fn move_across(&self, _from: ArenaRange, _to: ArenaRange) -> Moved {
+        not_here("move_across")
+    }
+
+    fn copy_across(&self, _from: ArenaRange, _to: ArenaRange) -> Moved {
+        not_here("copy_across")
+    }
+
     fn zero_arena(&self, _range: ArenaRange) -> Moved {
         not_here("zero_arena")
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use isomem_core::addr::PageRange;
 use isomem_core::mirror::{DeviceHandle, Mirror};
-use isomem_core::mm::{MemoryConfig, Mm};
+use isomem_core::mm::{MemoryConfig, MemoryKind, Mm};
 use isomem_core::world::Metadata;
 use isomem_loom::ModelHeap;
 use isomem_loom::world::{ModelDevice, ModelWorld, PAGES, Place, Trouble};
@@ -51,6 +51,7 @@ impl Machine {
             name: "model",
             capacity_bytes: 1 << 21,
             mirror_budget_bytes: None,
+            kind: MemoryKind::Private,
         };
         let handle = mm.register(config).unwrap();
         let mirror = handle.mirror(ModelHeap::share(device).unwrap()).unwrap();
@@ -417,6 +418,7 @@ fn life_1_unregister_against_a_fault_in_its_last_steps() {
             name: "next",
             capacity_bytes: 1 << 21,
             mirror_budget_bytes: None,
+            kind: MemoryKind::Private,
         };
         assert_eq!(mm.register(config).unwrap().id(), id, "LIFE-1: still registered");
     });

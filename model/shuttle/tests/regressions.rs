@@ -9,7 +9,7 @@ use isomem_check::scenario::{Design, Run};
 use isomem_core::addr::{PAGE_SIZE, PageRange};
 use isomem_core::device::Device;
 use isomem_core::mirror::{DeviceHandle, Mirror};
-use isomem_core::mm::{MemoryConfig, Mm};
+use isomem_core::mm::{MemoryConfig, MemoryKind, Mm};
 use isomem_core::notifier::{Answer, CallbackScope, Cause, Invalidation, Notifier, Outcome, Subscriber, Subscription};
 use isomem_sim::checker::Verdict;
 use isomem_sim::journal::{Event, Journal, Name};
@@ -152,6 +152,7 @@ fn register(run: &Run) -> Arc<DeviceHandle<SimWorld>> {
         name: "gpu",
         capacity_bytes: PAGE_SIZE,
         mirror_budget_bytes: None,
+        kind: MemoryKind::Private,
     };
     Arc::new(mm.register(memory).expect("there is room for a device"))
 }

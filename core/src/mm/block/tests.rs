@@ -7,6 +7,8 @@ fn residency(device: u8) -> Residency<Heap> {
         chunk: ChunkId::for_tests(0),
         base_page: 0,
         pages: PageMask::NONE,
+        claimed: PageMask::NONE,
+        exclusive: PageMask::NONE,
         huge: false,
         fenced: false,
         incoming: 0,
@@ -70,4 +72,33 @@ fn a_waiter_sleeps_until_its_pages_settle() {
         let _ = block.settle(&mut block.lock(), PageMask::of(0, 2));
         assert!(waiter.join().unwrap());
     });
+}
+
+#[test]
+fn mig_10_a_claimed_page_is_at_home_and_keeps_its_residency() {
+    let table = BlockTable::<Heap>::new();
+    let block = table.get_or_insert(BlockId::new(1).unwrap()).unwrap();
+    let mut state = block.lock();
+    state.residencies[0] = Some(residency(1));
+    let claiming = state.on_mut(DeviceId(1)).unwrap();
+    claiming.claimed = PageMask::of(4, 6);
+    assert_eq!(claiming.held(), PageMask::of(4, 6));
+    assert!(state.at_home().has(5) && state.holding(5).is_none() && state.has_claims());
+    assert!(state.take_empty(DeviceId(1)).is_none());
+    assert!(state.claimed_by_others(DeviceId(1)).is_empty());
+    assert_eq!(state.claimed_by_others(DeviceId(2)), PageMask::of(4, 6));
+    assert_eq!(state.on_mut(DeviceId(1)).unwrap().give_back(PageMask::of(0, 5)), 1);
+    assert_eq!(state.on_mut(DeviceId(1)).unwrap().give_back(PageMask::FULL), 1);
+    assert!(state.take_empty(DeviceId(1)).is_some());
+}
+
+#[test]
+fn mig_11_a_page_that_leaves_the_arena_is_no_longer_exclusive() {
+    let mut residency = residency(1);
+    residency.pages = PageMask::FULL;
+    residency.exclusive = PageMask::of(0, 4);
+    residency.huge = true;
+    residency.leave(PageMask::of(2, 3));
+    assert_eq!(residency.exclusive.count(), 3);
+    assert!(!residency.huge && residency.pages.count() == PAGES_PER_BLOCK - 1);
 }

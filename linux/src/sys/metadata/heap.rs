@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use allocator_api2::alloc::AllocError;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use super::super::call::{Call, checked, make};
 use super::classes::{CUTS, LARGE_CLASSES, PAGE_BYTES, SLAB_BYTES, SMALL_CLASSES, UNIT_BYTES};
 use super::classes::{small_class, step, step_len};
 use super::list::FreeList;
@@ -323,10 +324,10 @@ impl Heap {
         self.in_use_bytes
             .fetch_sub(layout.size().next_multiple_of(PAGE_BYTES), Ordering::Relaxed);
         if layout.size() >= GIVE_BACK_BYTES {
-            let start = region.at(offset).as_ptr().cast();
+            let start = region.at(offset).as_ptr().expose_provenance();
+            let call = Call::new(libc::SYS_madvise, [start, layout.size(), libc::MADV_DONTNEED as usize]);
             // SAFETY: the block is being freed, so nobody relies on its contents; it is page-aligned and within the region.
-            let given = unsafe { rustix::mm::madvise(start, layout.size(), Advice::LinuxDontNeed) };
-            if given.is_err() {
+            if checked(unsafe { make(call) }).is_err() {
                 // It would not read as zeroes again. Its address space is lost; that is all.
                 return;
             }

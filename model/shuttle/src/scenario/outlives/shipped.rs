@@ -18,7 +18,7 @@ use isomem_core::migrate::MigrateError;
 use isomem_core::mirror::pin::Pins;
 use isomem_core::mirror::range::Placement;
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorState};
-use isomem_core::mm::{MemoryConfig, Mm};
+use isomem_core::mm::{MemoryConfig, MemoryKind, Mm};
 use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::Access;
 use isomem_sim::checker::Verdict;
@@ -102,6 +102,7 @@ impl File for Shipped {
             name: "gpu",
             capacity_bytes: PAGE_SIZE,
             mirror_budget_bytes: None,
+            kind: MemoryKind::Private,
         };
         let device = mm.register(memory).expect("there is room for a device");
         let side = Side {

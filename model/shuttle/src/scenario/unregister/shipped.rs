@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use isomem_core::addr::{PAGE_SIZE, PageRange};
 use isomem_core::device::Device;
 use isomem_core::mirror::{Busy as StillMirrored, DeviceHandle, Mirror};
-use isomem_core::mm::{MemoryConfig, Mm};
+use isomem_core::mm::{MemoryConfig, MemoryKind, Mm};
 use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_sim::journal::{Event, Journal};
 use isomem_sim::kernel::Kernel;
@@ -83,6 +83,7 @@ impl Hmm for Shipped {
             name: "gpu",
             capacity_bytes: PAGE_SIZE,
             mirror_budget_bytes: None,
+            kind: MemoryKind::Private,
         };
         let device = mm.register(memory).expect("there is room for a device");
         journal.record(Event::Opened { what: DEVICE.into() });
