@@ -16,6 +16,7 @@ Examples:
   isomem doctor                                      what this machine gives, and what is lacking
   isomem bench                                       measure, each row against its own baseline
   isomem check fault                                 check a part of the protocol under thousands of schedules
+  isomem dmirror -- ./hmm-tests                      a program that wants the kernel's HMM test devices
 
 Exit status: 0 success, 1 a run or a check failed, 2 bad usage.";
 
@@ -38,6 +39,32 @@ pub(crate) enum Command {
     /// Check the protocol: designs that failed and the one that ships, under many schedules of their threads
     #[command(disable_help_flag = true, override_usage = "isomem check [OPTIONS] [SCENARIO]...")]
     Check(CheckArgs),
+    /// Run a program with the kernel's HMM test devices, /dev/hmm_dmirror0 to 3, which need no kernel module here
+    Dmirror(DmirrorArgs),
+}
+
+const DMIRROR_HELP: &str = "\
+The program is an ordinary, dynamically linked one and need not know of isomem: what it opens as /dev/hmm_dmirror0 and 1 are devices with
+private memory, 2 and 3 with coherent memory, and its ioctls on them are answered in its own process.
+
+Examples:
+  isomem dmirror -- ./hmm-tests
+  isomem dmirror -- ./hmm-tests -r hmm.hmm_device_private.migrate
+  isomem dmirror -- gdb --args ./hmm-tests
+
+Exit status: the program's own; 126 it cannot be run, 127 there is no such program, 1 isomem's part is missing, 2 bad usage.";
+
+#[derive(Debug, Args)]
+#[command(after_help = DMIRROR_HELP)]
+pub(crate) struct DmirrorArgs {
+    /// The program, and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM"
+    )]
+    pub(crate) program: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -8,6 +8,7 @@
 mod args;
 mod bench;
 mod check;
+mod dmirror;
 mod doctor;
 mod report;
 mod run;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         args::Command::Doctor(options) => doctor::main(&options),
         args::Command::Bench(options) => bench::main(&options),
         args::Command::Check(options) => check::main(&options),
+        args::Command::Dmirror(options) => dmirror::main(&options),
     }
 }
 
