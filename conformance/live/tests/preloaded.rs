@@ -1,0 +1,74 @@
+//! The cases, in processes that have the devices by the preloaded object (DRV-2).
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_isomem-conformance");
+
+/// The shared object, beside the program; built if only this package was.
+fn object() -> PathBuf {
+    let folder = Path::new(PROGRAM).parent().expect("a folder");
+    let object = folder.join("libisomem_preload.so");
+    let profile = match folder.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    let status = Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--quiet",
+            "-p",
+            "isomem-preload",
+            "--profile",
+            profile,
+            "--target-dir",
+        ])
+        .arg(folder.parent().expect("a folder"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .expect("cargo runs");
+    assert!(status.success() && object.exists(), "the shared object was not built");
+    object
+}
+
+fn run(arguments: &[&str], exactness: Option<&str>) -> Output {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments).env("LD_PRELOAD", object());
+    if let Some(level) = exactness {
+        command.env("ISOMEM_EXACTNESS", level);
+    }
+    command.output().expect("the program runs")
+}
+
+#[test]
+fn drv_2_every_case_holds_in_a_live_process() {
+    let output = run(&[], None);
+    let table = String::from_utf8_lossy(&output.stdout);
+    println!("{table}");
+    assert!(
+        output.status.success(),
+        "{table}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn drv_2_a_program_may_exec_with_pages_on_the_device() {
+    let output = run(&["--exec"], None);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("open_close"));
+}
+
+#[test]
+fn without_the_object_there_is_no_device() {
+    if Path::new("/dev/hmm_dmirror0").exists() {
+        println!("skipped: this kernel has the driver itself");
+        return;
+    }
+    let output = Command::new(PROGRAM)
+        .arg("open_close")
+        .output()
+        .expect("the program runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("FAIL"));
+}
