@@ -346,10 +346,6 @@ const TIMES: Times = Times {
 };
 
 #[test]
-#[cfg_attr(
-    feature = "shuttle",
-    ignore = "a pass under the mmap lock waits for a reader's turn until a deadline, and no time passes under the checker"
-)]
 fn wld_3_no_change_of_the_kernel_leaves_a_device_with_a_stale_frame() {
     explore(TIMES, |journal, number| {
         tell(
@@ -390,10 +386,6 @@ fn inv_9_two_devices_and_passes_that_do_not_wait() {
 
 /// As in earnest, where an address space exits when its last thread is gone, only devices are still at work.
 #[test]
-#[cfg_attr(
-    feature = "shuttle",
-    ignore = "a pass under the mmap lock waits for a reader's turn until a deadline, and no time passes under the checker"
-)]
 fn life_3_exit_at_any_moment_leaves_no_device_on_a_dead_address_space() {
     fn exit(machine: &Machine, random: &mut Random, value: u64) {
         if random.below(3) == 0 {

@@ -192,6 +192,7 @@ impl<M: Metadata> Inner<M> {
     fn mark_stale(&self, state: &mut State<M>, invalidation: Invalidation) {
         let mut stale = 0;
         for (slot, reading) in state.readers.iter_mut() {
+            reading.note_overtaking(invalidation.range);
             if reading.is_under_way() && reading.range.overlaps(invalidation.range) {
                 reading.collider = Some(invalidation);
                 stale |= 1 << slot;
@@ -205,7 +206,8 @@ impl<M: Metadata> Inner<M> {
         }
     }
 
-    /// Gives readers that collided too often their turn (FLT-3): waits at most [`TURN`], after which their tickets are spent.
+    /// Gives readers that collided too often their turn (FLT-3): waits at most [`TURN`], after which their tickets are spent. One that itself waits
+    /// for another invalidation is not waited for at first (READ-3).
     fn let_readers_finish<'a>(
         &'a self,
         mut state: MutexGuard<'a, State<M>>,

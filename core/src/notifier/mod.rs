@@ -29,7 +29,9 @@
 //! Linux: mm/mmu_notifier.c, mmu_interval_read_begin.
 
 use core::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(not(feature = "shuttle"))]
+use std::time::Instant;
 
 use crate::addr::PageRange;
 use crate::sync::{AtomicU64, Condvar, MODEL, Mutex, MutexGuard};
@@ -301,8 +303,16 @@ impl<M: Metadata> Inner<M> {
     }
 
     /// Waits, but not past `deadline`. Callers test their condition and the deadline again.
-    fn wait_until<'a>(&self, mut state: MutexGuard<'a, State<M>>, deadline: Deadline) -> MutexGuard<'a, State<M>> {
+    fn wait_until<'a>(&'a self, mut state: MutexGuard<'a, State<M>>, deadline: Deadline) -> MutexGuard<'a, State<M>> {
         state.waiters += 1;
+        #[cfg(feature = "shuttle")]
+        if let Deadline::Looks(_) = deadline {
+            CLOCK.with(|clock| clock.set(clock.get() + 1));
+            state.waiters -= 1;
+            drop(state);
+            crate::sync::thread::yield_now();
+            return self.state.lock();
+        }
         let mut state = match deadline.left() {
             Some(left) => self.changed.wait_timeout(state, left),
             None => state,
@@ -318,23 +328,59 @@ impl<M: Metadata> Inner<M> {
     }
 }
 
-/// A moment after which waiting ends. Under the model checker, where no time passes, it never comes.
+/// A moment after which waiting ends.
+///
+/// Under the model checkers no time passes. A short turn is over after some looks there (not under loom), no time at all is over at once, and anything longer
+/// never comes: what waits for it is a deadlock that the checker should find.
 #[derive(Debug, Clone, Copy)]
-struct Deadline(Option<Instant>);
+enum Deadline {
+    #[cfg(not(feature = "shuttle"))]
+    At(Instant),
+    #[cfg(feature = "shuttle")]
+    Looks(u64),
+    Never,
+}
+
+/// Looks that a turn lasts under shuttle.
+#[cfg(feature = "shuttle")]
+const LOOKS: u64 = 10;
+
+#[cfg(feature = "shuttle")]
+std::thread_local! {
+    // Looks so far: all threads of an execution run on one thread of the system.
+    static CLOCK: core::cell::Cell<u64> = const { core::cell::Cell::new(0) };
+}
 
 impl Deadline {
+    #[cfg(not(feature = "shuttle"))]
     fn after(duration: Duration) -> Self {
         if MODEL {
-            return Self(None);
+            return Self::Never;
         }
-        Self(Instant::now().checked_add(duration))
+        Instant::now().checked_add(duration).map_or(Self::Never, Self::At)
+    }
+
+    #[cfg(feature = "shuttle")]
+    fn after(duration: Duration) -> Self {
+        let now = CLOCK.with(core::cell::Cell::get);
+        match duration {
+            Duration::ZERO => Self::Looks(now),
+            invalidate::TURN => Self::Looks(now + LOOKS),
+            _ => Self::Never,
+        }
     }
 
     /// The time left, or `None` when it is past.
     fn left(self) -> Option<Duration> {
-        let Some(end) = self.0 else { return Some(Duration::MAX) };
-        end.checked_duration_since(Instant::now())
-            .filter(|left| !left.is_zero())
+        match self {
+            Self::Never => Some(Duration::MAX),
+            #[cfg(feature = "shuttle")]
+            Self::Looks(end) => (CLOCK.with(core::cell::Cell::get) < end).then_some(Duration::ZERO),
+            #[cfg(not(feature = "shuttle"))]
+            Self::At(end) => end
+                .checked_duration_since(Instant::now())
+                .filter(|left| !left.is_zero()),
+        }
     }
 
     fn is_past(self) -> bool {

@@ -1,12 +1,14 @@
 //! Reads of the CPU's mappings that are told when an invalidation collides with them, and that get their turn in the end.
 //!
 //! A [`Reader`] is one request, over all its attempts; a [`Read`] is one attempt. After [`PATIENCE`] attempts that failed the next one carries a
-//! ticket: a blocking invalidation that overlaps it lets it finish first, once, for a bounded time. A pass that must not wait
-//! ignores tickets. When the reader's time is up it fails with the name of who kept invalidating (FLT-3).
+//! ticket: a blocking invalidation that overlaps it lets it finish first, once, for a bounded time; one that finds it waiting for another may go
+//! ahead, but only so many may. A pass that must not wait ignores tickets. When the reader's time is up it fails with the name of who kept invalidating (FLT-3).
 //!
 //! # Invariants
 //! - READ-1 (NTF-3): a read under way overlaps no active invalidation, unless it is marked stale.
 //! - READ-2 (FLT-3): a ticket delays its invalidators until the read ends or [`TURN`](super::invalidate::TURN) is over, whichever is first.
+//! - READ-3 (FLT-3): a read with a ticket that waits is overtaken [`PATIENCE`] times at most. Who overtakes it may be what the one it waits for
+//!   is waiting for.
 //!
 //! # Locking
 //! `state`, as a leaf, for the begin and the end of a read; [`Read::is_stale`] takes no lock.
@@ -72,6 +74,8 @@ pub(super) struct Reading {
     phase: Phase,
     /// Overlapping invalidations still have to wait for it.
     ticket: bool,
+    /// Invalidations that have gone ahead of it while it waited for others.
+    overtaken: u32,
     /// The last invalidation that made it stale.
     pub(super) collider: Option<Invalidation>,
 }
@@ -90,6 +94,7 @@ impl Reading {
 
     pub(super) fn is_owed_a_turn_by(&self, active: &Active) -> bool {
         self.ticket
+            && (self.is_under_way() || self.overtaken >= PATIENCE)
             && self.collider.is_none()
             && self.thread != active.thread
             && self.range.overlaps(active.invalidation.range)
@@ -97,6 +102,13 @@ impl Reading {
 
     pub(super) fn spend_ticket(&mut self) {
         self.ticket = false;
+    }
+
+    /// An invalidation begins.
+    pub(super) fn note_overtaking(&mut self, by: PageRange) {
+        if !self.is_under_way() && self.range.overlaps(by) {
+            self.overtaken = self.overtaken.saturating_add(1);
+        }
     }
 }
 
@@ -134,7 +146,7 @@ pub enum Attempt<T> {
     Retry,
 }
 
-impl<M: Metadata> Reader<'_, M> {
+impl<'n, M: Metadata> Reader<'n, M> {
     /// Sets how long it tries, counted from the first attempt. One second unless set.
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Self {
@@ -193,18 +205,19 @@ impl<M: Metadata> Reader<'_, M> {
     }
 
     /// Takes a row of the table, waiting for one if need be.
-    fn register<'s>(
+    fn register(
         &mut self,
-        mut state: MutexGuard<'s, State<M>>,
+        mut state: MutexGuard<'n, State<M>>,
         thread: Here,
         deadline: Deadline,
-    ) -> Result<(MutexGuard<'s, State<M>>, usize), ReadError> {
+    ) -> Result<(MutexGuard<'n, State<M>>, usize), ReadError> {
         let ticket = self.attempts >= PATIENCE;
         let reading = Reading {
             range: self.range,
             thread,
             phase: Phase::Waiting,
             ticket,
+            overtaken: 0,
             collider: None,
         };
         loop {
@@ -219,12 +232,12 @@ impl<M: Metadata> Reader<'_, M> {
     }
 
     /// Waits until nothing that overlaps is active (READ-1). Gives the row back when time is up.
-    fn get_under_way<'s>(
+    fn get_under_way(
         &mut self,
-        mut state: MutexGuard<'s, State<M>>,
+        mut state: MutexGuard<'n, State<M>>,
         slot: usize,
         deadline: Deadline,
-    ) -> Result<(MutexGuard<'s, State<M>>, usize), ReadError> {
+    ) -> Result<(MutexGuard<'n, State<M>>, usize), ReadError> {
         let mut met_one = false;
         loop {
             let range = self.range;

@@ -324,8 +324,10 @@ impl Process {
         }
     }
 
-    /// Ends the process: everything it maps goes. Threads that wait for its pages go on, and fail.
+    /// Ends the process: everything it maps goes. Threads that wait for its pages go on, and fail; so does who faults from here on (Linux:
+    /// mmget_not_zero).
     pub fn exit(&self) {
+        self.lock().space(self.pid()).alive = false;
         if let Some(notifier) = &self.0.notifier {
             notifier.release();
         }
@@ -338,7 +340,6 @@ impl Process {
             .for_each(|page| state.zap(self.journal(), self.pid(), page));
         state.forget(self.journal(), self.told(0)..told(self.pid() + 1, 0));
         let space = state.space(self.pid());
-        space.alive = false;
         space.vmas.clear();
         space.program.has_reader = false;
         drop(state);
