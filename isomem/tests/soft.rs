@@ -203,6 +203,29 @@ fn lbus_2_a_migration_leaves_a_held_pin_to_the_mmu_and_no_write_is_lost() {
 }
 
 #[test]
+fn mig_8_a_read_only_page_comes_home_from_where_a_stale_access_went_once() {
+    static HELD: AtomicBool = AtomicBool::new(false);
+    static GO: AtomicBool = AtomicBool::new(false);
+    let (mm, _device, mirror) = open(Placement::OnTouch);
+    let start = pages(1);
+    thread::scope(|scope| {
+        scope.spawn(|| hold(&mirror, start, &HELD, &GO));
+        wait_for(&HELD);
+        assert_eq!(mirror.migrate_home(range(start, 1)).unwrap().migrated(), 1);
+        assert!(mm.stats().fenced > 0);
+        // It calls the page back.
+        GO.store(true, SeqCst);
+    });
+    // SAFETY: the launch is over, and nobody else uses the page.
+    unsafe { mm.protect(range(start, 1), Some(Access::Read)) }.unwrap();
+    assert_eq!(mirror.migrate_to_device(range(start, 1)).unwrap().migrated(), 1);
+    // What is read-only cannot be relinked with the device's memory: it is copied, there and back.
+    assert_eq!(mirror.migrate_home(range(start, 1)).unwrap().copied, 1);
+    // SAFETY: as above.
+    assert_eq!(unsafe { (start as *const u64).read_volatile() }, 8);
+}
+
+#[test]
 fn soft_4_a_change_waits_for_a_held_pin_and_the_watchdog_names_the_worker() {
     static HELD: AtomicBool = AtomicBool::new(false);
     static GO: AtomicBool = AtomicBool::new(false);

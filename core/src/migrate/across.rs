@@ -44,7 +44,8 @@ impl Source {
             base_page: residency.base_page,
             pages,
             huge: residency.huge,
-            fenced: residency.fenced,
+            // As in `Homeward::collect`.
+            fenced: false,
         }
     }
 

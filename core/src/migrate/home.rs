@@ -84,7 +84,7 @@ impl<'a, W: World> Homeward<'a, W> {
         let want = if whole { PageMask::FULL } else { want };
         let (pages, claims) = which.of(residency, want);
         let (pages, claims) = (pages.without(state.transit), claims.without(state.transit));
-        let (base_page, huge, fenced) = (residency.base_page, residency.huge, residency.fenced);
+        let (base_page, huge) = (residency.base_page, residency.huge);
         if pages.or(claims).is_empty() {
             return None;
         }
@@ -96,7 +96,8 @@ impl<'a, W: World> Homeward<'a, W> {
             pages,
             claims,
             huge,
-            fenced,
+            // Whether somebody still reaches the chunk is what the invalidation to come finds out: what did long ago says nothing.
+            fenced: false,
         })
     }
 
