@@ -33,7 +33,7 @@ pub trait Device: Send + Sync + 'static {
     fn try_invalidate(&self, invalidation: &Invalidation, scope: &CallbackScope<'_>) -> Answer;
 
     /// Stop using the address space: it, the mirror or the device is going. Called exactly once per mirror, without locks; may wait for
-    /// invalidations in flight and for work to stop.
+    /// invalidations in flight and for work to stop. Invalidations come while it runs, as long as the device may still make accesses.
     fn release(&self);
 
     /// Makes system pages reachable. Called under the mirror's update lock, once for each run of pages that enters the device's page table.

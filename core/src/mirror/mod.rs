@@ -4,6 +4,7 @@
 //! - MIR-1 (LIFE-3): `release` of the device is called once, with no lock held: at address-space exit, at unregister or at device failure.
 //! - MIR-2 (FLT-2): an entry is set only under `update`, after the read it rests on was found not stale there.
 //! - MIR-3 (LIFE-2): once `unregister` returned, no callback of the mirror runs and none will.
+//! - MIR-5: from the moment on when invalidations pass the mirror by, its table has no entry and its device makes no access.
 //! - MIR-4 (TBL-4): every run of system pages in the table was mapped for DMA once, and is unmapped once when it leaves.
 //!
 //! # Locking
@@ -22,6 +23,7 @@
 //! Linux: struct hmm_mirror (2015-2019), today's mmu_interval_notifier with hmm_range_fault.
 
 pub mod copy;
+mod end;
 mod miss;
 pub mod pin;
 pub mod range;
@@ -34,9 +36,10 @@ use crate::devmem::{Budget, DeviceId, MemoryKind};
 use crate::migrate::home::{Which, Why};
 use crate::migrate::out::{Goal, Sender};
 use crate::migrate::{Elsewhere, Keep, MigrateError, Report};
+use crate::mirror::end::Release;
 use crate::mirror::table::{Entry, Flags, Table};
 use crate::mm::{EntryError, Memory, Mm, Shared, Streams, share_budget};
-use crate::notifier::{Answer, CallbackScope, Deferred, Here, Invalidation, Subscriber, Subscription};
+use crate::notifier::{Answer, CallbackScope, Invalidation, Subscriber, Subscription};
 use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use crate::world::{Metadata, OutOfMetadata, World};
 
@@ -162,7 +165,12 @@ impl<W: World> DeviceHandle<W> {
         })?;
         let subscriber = W::Meta::share_subscriber(Listener::<W, D>(state.clone()))?;
         self.memory.listen(subscriber.clone())?;
-        match self.mm.notifier.subscribe(PageRange::ALL, subscriber.clone()) {
+        let (mm, listener) = (self.mm.clone(), subscriber.clone());
+        // Not on the program's stack: a pager takes the notifier's lock, too.
+        let subscribed = self
+            .mm
+            .off_stack(move || mm.notifier.subscribe(PageRange::ALL, listener));
+        match subscribed {
             Ok(subscription) => {
                 // Acquire pairs with the Release in `fail`: a device that failed since may have looked for mirrors before this one listened.
                 if self.memory.failed.load(Ordering::Acquire) {
@@ -192,10 +200,10 @@ impl<W: World> DeviceHandle<W> {
             return Err(Busy { mirrors, handle: self });
         }
         if self.mm.check_entry().is_ok() {
-            // A mirror that ended inside a callback no longer counts, but the callback may still run.
-            self.mm.notifier.finish_deferred();
             let (mm, memory) = (self.mm.clone(), self.memory.clone());
             self.mm.off_stack(move || {
+                // A mirror that ended inside a callback no longer counts, but the callback may still run.
+                mm.notifier.finish_deferred();
                 mm.home_range(PageRange::ALL, Some(memory.id), Why::Request);
                 if memory.used_pages() == 0 {
                     mm.remove_memory(&memory);
@@ -300,45 +308,6 @@ impl<W: World, D: Device> MirrorState<W, D> {
             self.device.dma_unmap(run, entry.addr());
         }
     }
-
-    /// The first of exit, unregister and failure releases the device (MIR-1); the others wait until it has returned (MIR-3), but for one
-    /// that is inside it and would wait for itself.
-    fn release_once(&self) {
-        let here = Here::now();
-        let mut release = self.release.lock();
-        loop {
-            match *release {
-                Release::Pending => break,
-                Release::Runs(thread) if thread != here => release = self.release_over.wait(release),
-                Release::Runs(_) | Release::Over => return,
-            }
-        }
-        *release = Release::Runs(here);
-        drop(release);
-        // Also when the device's callback panics: others may wait for it.
-        let _over = ReleaseOver(self);
-        self.released.store(true, Ordering::Release);
-        self.device.release();
-        let _update = self.lock_update();
-        self.zap(PageRange::ALL);
-    }
-}
-
-/// Where the release of the device stands.
-enum Release {
-    Pending,
-    /// On this thread.
-    Runs(Here),
-    Over,
-}
-
-struct ReleaseOver<'a, W: World, D: Device>(&'a MirrorState<W, D>);
-
-impl<W: World, D: Device> Drop for ReleaseOver<'_, W, D> {
-    fn drop(&mut self) {
-        *self.0.release.lock() = Release::Over;
-        self.0.release_over.notify_all();
-    }
 }
 
 /// The mirror as the notifier sees it.
@@ -370,8 +339,13 @@ impl<W: World, D: Device> Subscriber for Listener<W, D> {
         self.0.device.try_invalidate(invalidation, scope)
     }
 
+    fn stop(&self) {
+        // Refused inside the device's own callback only: then it is on its way.
+        let _ = MirrorState::<W, D>::release_once(&self.0);
+    }
+
     fn release(&self) {
-        self.0.release_once();
+        self.stop();
     }
 }
 
@@ -489,37 +463,5 @@ impl<W: World, D: Device> Mirror<W, D> {
             state.each_exclusive(range, &mut |run| pages += run.page_count());
             pages
         }))
-    }
-
-    /// Ends the mirror (LIFE-2). After it returned no callback runs and none will; `release` has been called once. From inside a
-    /// callback it is deferred, and the token says when it is done (LIFE-8).
-    #[doc(alias = "hmm_mirror_unregister")]
-    #[doc(alias = "mmu_interval_notifier_remove")]
-    pub fn unregister(mut self) -> Result<(), Deferred<W::Meta>> {
-        self.end()
-    }
-
-    fn end(&mut self) -> Result<(), Deferred<W::Meta>> {
-        let Some(subscription) = self.subscription.take() else {
-            return Ok(());
-        };
-        if !self.state.mm.world().is_current() {
-            // A fork's child: the threads that callbacks run on are not here, so there is nothing to wait for (LIFE-6).
-            core::mem::forget(subscription);
-            self.state.memory.mirrors.fetch_sub(1, Ordering::AcqRel);
-            return Ok(());
-        }
-        self.state.memory.unlisten(&self.subscriber);
-        let ended = subscription.unsubscribe();
-        // AcqRel pairs with the Acquire in `DeviceHandle::unregister`: who sees the count at 0 sees the callbacks returned.
-        self.state.memory.mirrors.fetch_sub(1, Ordering::AcqRel);
-        ended
-    }
-}
-
-impl<W: World, D: Device> Drop for Mirror<W, D> {
-    fn drop(&mut self) {
-        // A deferred end completes by itself when the callback returns.
-        let _ = self.end();
     }
 }

@@ -26,7 +26,7 @@ use crate::mm::block::BlockTable;
 use crate::mm::gate::Gate;
 use crate::notifier::{Notifier, in_callback};
 use crate::stats::{Counters, Stats, add};
-use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, RwLock, RwLockWriteGuard};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock, RwLockWriteGuard};
 use crate::world::{Metadata, OutOfMetadata, World, WorldError};
 
 pub use change::{CHANGES_MAX, Change, ChangeError, Changes};
@@ -79,7 +79,15 @@ pub enum RegisterError {
 /// No page begins to leave home while this lives; see [`MmState::hold_departures`].
 #[must_use]
 pub struct Held<'a> {
+    telling: &'a AtomicU64,
     _areas: MutexGuard<'a, ()>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in `catch_up`: devices were told.
+        self.telling.fetch_add(1, Ordering::Release);
+    }
 }
 
 impl core::fmt::Debug for Held<'_> {
@@ -151,6 +159,8 @@ pub struct MmState<W: World> {
     pub(crate) arrivals: RwLock<()>,
     /// Held while areas are looked at and tracked, until the pages concerned are in transit.
     areas: Mutex<()>,
+    /// Odd while events are read and handled.
+    telling: AtomicU64,
     pub(crate) gate: Gate,
     exited: AtomicBool,
     /// Held while a device gets its number and its arena, so that pagers never wait for the system calls.
@@ -169,6 +179,7 @@ impl<W: World> Mm<W> {
             blocks: BlockTable::new(),
             arrivals: RwLock::new("arrivals", ()),
             areas: Mutex::new("areas", ()),
+            telling: AtomicU64::new(0),
             gate: Gate::new(),
             exited: AtomicBool::new(false),
             registering: Mutex::new("registering", ()),
@@ -247,6 +258,21 @@ impl<W: World> Mm<W> {
     }
 }
 
+impl<W: World> Mm<W> {
+    /// Counts so far.
+    pub fn stats(&self) -> Stats {
+        let mm = self.clone();
+        // Not on the program's stack: a pager takes the notifier's lock, too.
+        let notifier = self.off_stack(move || mm.notifier.stats());
+        let mut stats = self.counters.read();
+        stats.invalidations = notifier.invalidations;
+        stats.invalidations_refused = notifier.refused;
+        stats.collisions = notifier.collisions;
+        stats.metadata_bytes = W::Meta::bytes_in_use() as u64;
+        stats
+    }
+}
+
 impl<W: World> MmState<W> {
     /// The world it lives in.
     pub fn world(&self) -> &W {
@@ -256,17 +282,6 @@ impl<W: World> MmState<W> {
     /// Whether no page leaves home any more.
     pub(crate) fn has_exited(&self) -> bool {
         self.exited.load(Ordering::Acquire)
-    }
-
-    /// Counts so far.
-    pub fn stats(&self) -> Stats {
-        let mut stats = self.counters.read();
-        let notifier = self.notifier.stats();
-        stats.invalidations = notifier.invalidations;
-        stats.invalidations_refused = notifier.refused;
-        stats.collisions = notifier.collisions;
-        stats.metadata_bytes = W::Meta::bytes_in_use() as u64;
-        stats
     }
 
     /// Adds a device miss that took `ns` nanoseconds to the statistics, and whether it shared another's service.
@@ -297,8 +312,12 @@ impl<W: World> MmState<W> {
     /// event is read, and may fill the place with new pages; those must not leave before what the event says is done, or they would be
     /// taken for the old ones.
     pub fn hold_departures(&self) -> Held<'_> {
+        let areas = self.areas.lock();
+        // The event that is read next lets the program go on, so who comes after that sees this (Acquire in `catch_up`).
+        self.telling.fetch_add(1, Ordering::AcqRel);
         Held {
-            _areas: self.areas.lock(),
+            telling: &self.telling,
+            _areas: areas,
         }
     }
 
@@ -314,8 +333,11 @@ impl<W: World> MmState<W> {
     ///
     /// A change that does not come through the API returns as soon as its event is read, a moment before it is told.
     pub(crate) fn catch_up(&self) {
-        // Whoever read an event holds this until it is handled.
-        drop(self.areas.lock());
+        // Without a lock: the caller may stand on the program's stack, and whoever brings that home would need it.
+        let seen = self.telling.load(Ordering::Acquire);
+        while seen % 2 == 1 && self.telling.load(Ordering::Acquire) == seen {
+            self.world.pause(10_000);
+        }
     }
 
     pub(crate) fn lock_areas(&self) -> MutexGuard<'_, ()> {

@@ -38,15 +38,17 @@ use crate::sync::{AtomicU64, Condvar, MODEL, Mutex, MutexGuard};
 use crate::world::{Metadata, OutOfMetadata};
 
 mod callback;
+mod deferred;
 mod invalidate;
 mod read;
 mod slots;
 mod subscribe;
 
 pub use callback::{CallbackScope, in_callback};
+pub use deferred::{Deferred, Inside};
 pub use invalidate::{Guard, InvalidateError, Refused};
 pub use read::{Attempt, Read, ReadError, Reader};
-pub use subscribe::{Deferred, Inside, Subscription};
+pub use subscribe::Subscription;
 
 pub(crate) use callback::Here;
 use slots::Slots;
@@ -181,8 +183,13 @@ pub trait Subscriber: Send + Sync + 'static {
         let _ = (inv, outcome, scope);
     }
 
-    /// Stop using the address space. Called once for each subscription (LIFE-3), after its last callback returned and with no
-    /// lock held, so it may wait for other invalidations in flight.
+    /// Stop using the address space, and forget what was seen of it. Called once for each subscription, when it begins to end, with no lock
+    /// held. Invalidations come while this runs, and may come until `release`. May wait for those in flight.
+    #[doc(alias = "mmu_notifier_release")]
+    fn stop(&self) {}
+
+    /// The subscription is over. Called once for each (LIFE-3), after its last callback returned and with no lock held, so it may wait for other
+    /// invalidations in flight.
     fn release(&self) {}
 }
 
@@ -251,8 +258,6 @@ pub(crate) struct Inner<M: Metadata> {
 struct State<M: Metadata> {
     /// The subscriptions; `None` for none.
     list: Option<M::Shared<List<M>>>,
-    /// Those that `exit` is ending; others may have to wait for them, too.
-    leaving: Option<M::Shared<List<M>>>,
     /// How often `list` was replaced.
     edition: u64,
     exited: bool,
@@ -280,7 +285,6 @@ impl<M: Metadata> Inner<M> {
     fn new() -> Self {
         let state = State {
             list: None,
-            leaving: None,
             edition: 0,
             exited: false,
             active: Slots::new(),

@@ -3,6 +3,7 @@
 //! # Invariants
 //! - SUB-1 (NTF-4): the dying bit and the open windows of an entry are one word, so that a pass either enters before the entry
 //!   dies, and is waited for, or sees that it died.
+//! - SUB-4: an entry dies only after its subscriber's [`Subscriber::stop`] returned. So who is passed by has nothing left to be told about.
 //! - SUB-2 (NTF-5): the subscriber is taken out of its seat by the one thread that calls `release`.
 //! - SUB-3: a subscriber's destructor never runs on an invalidating thread for the notifier's sake: the seat is emptied by who
 //!   ends the subscription.
@@ -12,6 +13,7 @@
 //!
 //! ```text
 //! unsubscribing thread                 invalidating thread
+//! stop()                               start .. the change .. end, as before
 //! word |= DYING                        word |= window        (or sees DYING, and skips)
 //! .                                    start .. the change .. end
 //! sleeps until no window is open       word &= !window; sees DYING, wakes
@@ -24,32 +26,23 @@ use core::fmt;
 
 use allocator_api2::vec::Vec;
 
-use super::{ACTIVE_SLOTS, CallbackScope, Here, Inner, Invalidation, Notifier, Owner, Subscriber, in_callback};
+use super::{
+    ACTIVE_SLOTS, CallbackScope, Deferred, Here, Inner, Inside, Invalidation, Notifier, Owner, Subscriber, in_callback,
+};
 use crate::addr::PageRange;
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::world::{Metadata, OutOfMetadata};
 
 /// Set once the subscription ends; no window opens any more.
 const DYING: u64 = 1 << 63;
 const _: () = assert!(ACTIVE_SLOTS < 64);
 
-/// Why something that waits for callbacks cannot be done here: it would wait for itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Inside {
-    /// The thread is inside a callback.
-    #[error("the calling thread is inside a callback")]
-    Callback,
-    /// The thread holds the guard of an invalidation.
-    #[error("the calling thread is between the start and the end of an invalidation")]
-    Invalidation,
-    /// The thread is inside the `release` of this subscription.
-    #[error("the calling thread is inside this subscription's release")]
-    Release,
-}
-
 /// Where a subscription's life stands.
 enum Seat<M: Metadata> {
     Live(M::Shared<dyn Subscriber>),
+    /// `stop` runs, on this thread.
+    Stopping(M::Shared<dyn Subscriber>, Here),
+    Stopped(M::Shared<dyn Subscriber>),
     /// `release` runs, on this thread.
     Releasing(Here),
     Released,
@@ -61,6 +54,8 @@ pub(super) struct Entry<M: Metadata> {
     owner: Option<Owner>,
     /// A bit for each active slot whose invalidation has a window open here, and [`DYING`].
     windows: AtomicU64,
+    /// Its end was asked for.
+    ending: AtomicBool,
     seat: Mutex<Seat<M>>,
 }
 
@@ -92,7 +87,7 @@ impl<M: Metadata> Entry<M> {
     /// Runs a callback of an open window.
     pub(super) fn call<R>(&self, callback: impl FnOnce(&dyn Subscriber, &CallbackScope<'_>) -> R) -> R {
         let subscriber = match &*self.seat.lock() {
-            Seat::Live(subscriber) => subscriber.clone(),
+            Seat::Live(subscriber) | Seat::Stopping(subscriber, _) | Seat::Stopped(subscriber) => subscriber.clone(),
             _ => unreachable!("NTF-4: a callback after the end of its subscription"),
         };
         let scope = CallbackScope::enter();
@@ -103,9 +98,14 @@ impl<M: Metadata> Entry<M> {
         self.windows.fetch_or(DYING, Ordering::AcqRel);
     }
 
-    fn is_dying(&self) -> bool {
+    fn ask_for_its_end(&self) {
+        // Relaxed, as in `is_ending`.
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    fn is_ending(&self) -> bool {
         // Relaxed: nothing is read on its account; `finish` looks for itself.
-        self.windows.load(Ordering::Relaxed) & DYING != 0
+        self.ending.load(Ordering::Relaxed)
     }
 
     fn is_idle(&self) -> bool {
@@ -223,16 +223,45 @@ impl<M: Metadata> Inner<M> {
         Ok(())
     }
 
-    /// Waits until the dying `entry` has no window open, then releases it, or waits for who does.
-    fn finish(&self, entry: &Entry<M>) -> Result<(), Inside> {
+    /// Has the subscriber stop, while passes still reach it, or waits for who does (SUB-4).
+    fn stop(&self, entry: &Entry<M>) -> Result<(), Inside> {
         self.outside()?;
+        let here = Here::now();
+        let mut state = self.state.lock();
+        let subscriber = loop {
+            let mut seat = entry.seat.lock();
+            match &*seat {
+                Seat::Live(subscriber) => {
+                    let subscriber = subscriber.clone();
+                    *seat = Seat::Stopping(subscriber.clone(), here);
+                    break subscriber;
+                }
+                Seat::Stopping(_, thread) if *thread == here => return Err(Inside::Release),
+                Seat::Stopping(..) => {}
+                Seat::Stopped(_) | Seat::Releasing(_) | Seat::Released => return Ok(()),
+            }
+            drop(seat);
+            state = self.wait(state);
+        };
+        drop(state);
+        // Also when `stop` panics: others may wait for it.
+        let stopping = Stopping { inner: self, entry };
+        subscriber.stop();
+        drop(stopping);
+        Ok(())
+    }
+
+    /// Lets `entry` die once its subscriber has stopped, waits until no window is open, then releases it; or waits for who does.
+    fn finish(&self, entry: &Entry<M>) -> Result<(), Inside> {
+        self.stop(entry)?;
+        entry.die();
         let here = Here::now();
         let mut state = self.state.lock();
         let subscriber = loop {
             if entry.is_idle() {
                 let mut seat = entry.seat.lock();
                 match &*seat {
-                    Seat::Live(subscriber) => {
+                    Seat::Live(subscriber) | Seat::Stopping(subscriber, _) | Seat::Stopped(subscriber) => {
                         let subscriber = subscriber.clone();
                         *seat = Seat::Releasing(here);
                         break subscriber;
@@ -253,6 +282,22 @@ impl<M: Metadata> Inner<M> {
     }
 }
 
+struct Stopping<'a, M: Metadata> {
+    inner: &'a Inner<M>,
+    entry: &'a Entry<M>,
+}
+
+impl<M: Metadata> Drop for Stopping<'_, M> {
+    fn drop(&mut self) {
+        let mut seat = self.entry.seat.lock();
+        if let Seat::Stopping(subscriber, _) = &*seat {
+            *seat = Seat::Stopped(subscriber.clone());
+        }
+        drop(seat);
+        self.inner.wake(&self.inner.state.lock());
+    }
+}
+
 struct Releasing<'a, M: Metadata> {
     inner: &'a Inner<M>,
     entry: &'a Entry<M>,
@@ -266,6 +311,11 @@ impl<M: Metadata> Drop for Releasing<'_, M> {
 }
 
 impl<M: Metadata> Notifier<M> {
+    /// Whether the calling thread may wait for callbacks of others.
+    pub(crate) fn outside(&self) -> Result<(), Inside> {
+        self.inner.outside()
+    }
+
     /// From its return on, every invalidation that meets `interval` calls `subscriber` (INV-8); a read that overlaps an earlier one
     /// still in flight waits for it. After [`Notifier::exit`] the subscriber is released at once, as if it had come just before.
     ///
@@ -282,6 +332,7 @@ impl<M: Metadata> Notifier<M> {
             interval,
             owner,
             windows: AtomicU64::new(0),
+            ending: AtomicBool::new(false),
             seat,
         })?;
         let relisted = self.inner.relist(Some(&entry))?;
@@ -296,8 +347,8 @@ impl<M: Metadata> Notifier<M> {
         Ok(subscription)
     }
 
-    /// The address space goes: each subscription's callbacks are waited for, then it is released, once (LIFE-3). No lock is held
-    /// while `release` runs. A second call finds nothing left to do and returns at once.
+    /// The address space goes: each subscriber stops, its callbacks are waited for, then it is released, once (LIFE-3). No lock is held
+    /// while `stop` and `release` run. A second call finds nothing left to do and returns at once.
     ///
     /// Fails, and changes nothing, where it would wait for its own caller: inside a callback or an invalidation.
     #[doc(alias = "mmu_notifier_release")]
@@ -305,26 +356,24 @@ impl<M: Metadata> Notifier<M> {
         self.inner.outside()?;
         let list = {
             let mut state = self.inner.state.lock();
+            if state.exited {
+                return Ok(());
+            }
+            // From here on the list does not change. It stays in place until everybody has stopped (SUB-4).
             state.exited = true;
             state.edition += 1;
-            let list = state.list.take();
-            if list.is_some() {
-                state.leaving.clone_from(&list);
-            }
-            list
+            state.list.clone()
         };
         let entries = list.as_deref().map_or(&[][..], |list| &list.entries[..]);
         for entry in entries {
-            entry.die();
+            entry.ask_for_its_end();
         }
         for entry in entries {
             // Only a `release` that exits again could be refused, and then it is on its way.
             let _ = self.inner.finish(entry);
         }
-        if list.is_some() {
-            let left = self.inner.state.lock().leaving.take();
-            drop(left);
-        }
+        let left = self.inner.state.lock().list.take();
+        drop(left);
         Ok(())
     }
 
@@ -332,13 +381,10 @@ impl<M: Metadata> Notifier<M> {
     ///
     /// Does nothing where it would wait for its own caller.
     pub fn finish_deferred(&self) {
-        let lists = {
-            let state = self.inner.state.lock();
-            [state.list.clone(), state.leaving.clone()]
-        };
+        let list = self.inner.state.lock().list.clone();
         let mut finished = false;
-        let entries = lists.iter().flatten().flat_map(|list| &list.entries);
-        for entry in entries.filter(|entry| entry.is_dying() && !entry.is_released()) {
+        let entries = list.iter().flat_map(|list| &list.entries);
+        for entry in entries.filter(|entry| entry.is_ending() && !entry.is_released()) {
             finished |= self.inner.finish(entry).is_ok();
         }
         if finished {
@@ -349,7 +395,7 @@ impl<M: Metadata> Notifier<M> {
 }
 
 /// An interest in an interval. It needs no notifier beside it. Dropping it is [`Subscription::unsubscribe`], except where that would have to
-/// be deferred: then no further pass reaches the subscriber, and it is released at [`Notifier::exit`].
+/// be deferred: then it ends at [`Notifier::finish_deferred`] or [`Notifier::exit`].
 #[must_use = "dropping a subscription ends it"]
 pub struct Subscription<M: Metadata> {
     inner: M::Shared<Inner<M>>,
@@ -364,24 +410,27 @@ impl<M: Metadata> Subscription<M> {
 
     /// Whether the address space has not exited and no `unsubscribe` began.
     pub fn is_live(&self) -> bool {
-        // Relaxed: a hint; nothing is read on its account.
-        self.entry.windows.load(Ordering::Relaxed) & DYING == 0
+        !self.entry.is_ending()
     }
 
-    /// Ends the subscription: no new callback begins from its call on, and when it returns `Ok`, those that ran, from start to end, and
-    /// `release` have returned (NTF-4). May wait for invalidations in flight and for `release`; no lock that these need may be held.
+    /// Ends the subscription: once the subscriber has stopped no new callback begins, and when this returns `Ok`, those that ran, from start to
+    /// end, and `release` have returned (NTF-4). May wait for invalidations in flight, `stop` and `release`; no lock that these need may be held.
     ///
-    /// Where that would wait for the caller itself (LIFE-8), the error is a token to wait with later.
+    /// Where that would wait for the caller itself (LIFE-8), the error is a token to wait with later. Until then the subscriber, which may have
+    /// something to be told about, is told as before.
     #[doc(alias = "mmu_interval_notifier_remove")]
     pub fn unsubscribe(self) -> Result<(), Deferred<M>> {
-        self.end().map_err(|inside| Deferred {
-            subscription: self,
-            inside,
-        })
+        self.end().map_err(|inside| Deferred::new(self, inside))
+    }
+
+    /// The end cannot be waited for here, as the caller knows.
+    pub(crate) fn defer(self, inside: Inside) -> Deferred<M> {
+        self.entry.ask_for_its_end();
+        Deferred::new(self, inside)
     }
 
     fn end(&self) -> Result<(), Inside> {
-        self.entry.die();
+        self.entry.ask_for_its_end();
         if self.entry.is_released() {
             return Ok(());
         }
@@ -405,38 +454,3 @@ impl<M: Metadata> fmt::Debug for Subscription<M> {
             .finish_non_exhaustive()
     }
 }
-
-/// A subscription that is ending, and the right to wait for that (LIFE-8). Dropping it where waiting is possible waits.
-#[must_use = "the subscriber may still be in a callback until `wait` returned"]
-pub struct Deferred<M: Metadata> {
-    subscription: Subscription<M>,
-    inside: Inside,
-}
-
-impl<M: Metadata> Deferred<M> {
-    /// Why it was deferred.
-    pub fn inside(&self) -> Inside {
-        self.inside
-    }
-
-    /// Waits as `unsubscribe` would have. Fails with the token where the caller is still inside.
-    pub fn wait(self) -> Result<(), Self> {
-        self.subscription.unsubscribe()
-    }
-}
-
-impl<M: Metadata> fmt::Debug for Deferred<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Deferred")
-            .field("inside", &self.inside)
-            .finish_non_exhaustive()
-    }
-}
-
-impl<M: Metadata> fmt::Display for Deferred<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot wait for the subscription's end here: {}", self.inside)
-    }
-}
-
-impl<M: Metadata> core::error::Error for Deferred<M> {}

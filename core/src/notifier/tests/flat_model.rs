@@ -51,7 +51,7 @@ struct Flat {
     range: PageRange,
     owner: Option<Owner>,
     answer: Answer,
-    live: bool,
+    /// Until its end is asked for. Where that is deferred it is told as before (SUB-4).
     handle: Option<Subscription<Global>>,
 }
 
@@ -90,23 +90,21 @@ impl<'n> Run<'n> {
             range,
             owner,
             answer,
-            live: true,
             handle,
         };
         self.subscribers.insert(at.unwrap_or(self.subscribers.len()), flat);
     }
 
     fn unsubscribe(&mut self, index: usize) {
-        let count = self.subscribers.iter().filter(|flat| flat.live).count();
+        let count = self.subscribers.iter().filter(|flat| flat.handle.is_some()).count();
         let Some(flat) = self
             .subscribers
             .iter_mut()
-            .filter(|flat| flat.live)
+            .filter(|flat| flat.handle.is_some())
             .nth(index % count.max(1))
         else {
             return;
         };
-        flat.live = false;
         let result = flat.handle.take().unwrap().unsubscribe();
         if self.passes.is_empty() {
             assert!(result.is_ok());
@@ -123,7 +121,7 @@ impl<'n> Run<'n> {
         let mut refused = false;
         for flat in &self.subscribers {
             let left_out = flat.owner.is_some() && flat.owner == owner;
-            if !flat.live || left_out || !flat.range.overlaps(range) {
+            if left_out || !flat.range.overlaps(range) {
                 continue;
             }
             if blocking == Blocking::Never && flat.answer == Answer::Refused {

@@ -221,8 +221,14 @@ fn life_8_unsubscribing_inside_a_callback_gives_a_token() {
     let own = Arc::new(Mutex::new(None::<Subscription<Global>>));
     let token = Arc::new(Mutex::new(None));
     let (taken_from, put_to) = (own.clone(), token.clone());
+    let started = Arc::new(AtomicUsize::new(0));
+    let count = started.clone();
     let subscriber = Arc::new(OnStart(move |_: &Invalidation| {
-        let deferred = taken_from.lock().unwrap().take().unwrap().unsubscribe().unwrap_err();
+        count.fetch_add(1, Ordering::SeqCst);
+        let Some(subscription) = taken_from.lock().unwrap().take() else {
+            return;
+        };
+        let deferred = subscription.unsubscribe().unwrap_err();
         assert_eq!(deferred.inside(), Inside::Callback);
         // Still inside: the token comes back.
         *put_to.lock().unwrap() = Some(deferred.wait().unwrap_err());
@@ -230,10 +236,13 @@ fn life_8_unsubscribing_inside_a_callback_gives_a_token() {
     let weak = Arc::downgrade(&subscriber);
     *own.lock().unwrap() = Some(notifier.subscribe(pages(0, 1), subscriber).unwrap());
     notifier.invalidate(pages(0, 1), Cause::Unmap, None).unwrap().commit();
-    // Would panic on the empty `own` if it were called again.
+    // It has not stopped, so it is told (SUB-4).
     notifier.invalidate(pages(0, 1), Cause::Unmap, None).unwrap().commit();
+    assert_eq!(started.load(Ordering::SeqCst), 2);
     let deferred = token.lock().unwrap().take().unwrap();
     deferred.wait().unwrap();
+    notifier.invalidate(pages(0, 1), Cause::Unmap, None).unwrap().commit();
+    assert_eq!(started.load(Ordering::SeqCst), 2);
     assert!(weak.upgrade().is_none());
 }
 
@@ -263,10 +272,47 @@ fn life_8_a_token_dropped_inside_leaves_the_release_to_exit() {
     let guard = notifier.invalidate(pages(5, 1), Cause::Unmap, None).unwrap();
     drop(subscription);
     guard.commit();
+    // Nobody has told it to stop, so it is told of changes (SUB-4).
     notifier.invalidate(pages(0, 1), Cause::Unmap, None).unwrap().commit();
-    assert_eq!(taken(&log), []);
+    assert_eq!(taken(&log).len(), 2);
     notifier.exit().unwrap();
     assert_eq!(taken(&log), [Told::Release(0)]);
+}
+
+#[test]
+fn sub_4_passes_reach_a_subscriber_until_it_has_stopped() {
+    /// Says that it is in `stop`, and stays there until it is let go.
+    struct Stops(mpsc::Sender<()>, Mutex<mpsc::Receiver<()>>, AtomicUsize);
+    impl Subscriber for Stops {
+        fn start(&self, _: &Invalidation, _: &CallbackScope<'_>) {
+            self.2.fetch_add(1, Ordering::SeqCst);
+        }
+        fn try_start(&self, _: &Invalidation, _: &CallbackScope<'_>) -> Answer {
+            Answer::Done
+        }
+        fn stop(&self) {
+            self.0.send(()).unwrap();
+            self.1.lock().unwrap().recv().unwrap();
+        }
+    }
+    let exits: fn(&TestNotifier, Subscription<Global>) = |notifier, _subscription| notifier.exit().unwrap();
+    let unsubscribes: fn(&TestNotifier, Subscription<Global>) = |_, subscription| subscription.unsubscribe().unwrap();
+    for ends in [exits, unsubscribes] {
+        let notifier = notifier();
+        let (stopping, stops) = mpsc::channel();
+        let (let_go, go) = mpsc::channel();
+        let subscriber = Arc::new(Stops(stopping, Mutex::new(go), AtomicUsize::new(0)));
+        let subscription = notifier.subscribe(pages(0, 1), subscriber.clone()).unwrap();
+        let ending = notifier.clone();
+        let end = thread::spawn(move || ends(&ending, subscription));
+        stops.recv().unwrap();
+        notifier.invalidate(pages(0, 1), Cause::Unmap, None).unwrap().commit();
+        assert_eq!(subscriber.2.load(Ordering::SeqCst), 1, "it has not stopped yet");
+        let_go.send(()).unwrap();
+        end.join().unwrap();
+        notifier.invalidate(pages(0, 1), Cause::Unmap, None).unwrap().commit();
+        assert_eq!(subscriber.2.load(Ordering::SeqCst), 1);
+    }
 }
 
 #[test]
