@@ -70,6 +70,11 @@ pub trait Pagee: Clone + Send + Sync + 'static {
     /// A fork that was not announced; `child` stands for the child's areas.
     fn late_fork(&self, child: &Uffd);
 
+    /// Whether an announced fork left pages away. See [`isomem_core::mm::MmState::has_stragglers`].
+    fn has_stragglers(&self) -> bool {
+        false
+    }
+
     /// Keeps pages from leaving home until the answer is dropped. See [`isomem_core::mm::MmState::hold_departures`].
     fn hold_departures(&self) -> Option<Held<'_>>;
 
@@ -114,6 +119,10 @@ impl Pagee for Mm<Linux> {
                 child.copy(part, source, Protection::None, Waiters::Leave)
             });
         });
+    }
+
+    fn has_stragglers(&self) -> bool {
+        (**self).has_stragglers()
     }
 
     fn hold_departures(&self) -> Option<Held<'_>> {

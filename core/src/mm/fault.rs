@@ -21,8 +21,8 @@ use crate::devmem::{DeviceMemory, MemoryKind};
 use crate::migrate::SkipReason;
 use crate::migrate::home::{Homeward, Which, Why};
 use crate::migrate::out::{Goal, OutError, Sender};
+use crate::mm::MmState;
 use crate::mm::block::arena_pages;
-use crate::mm::{Mm, MmState};
 use crate::notifier::Cause;
 use crate::stats::add;
 use crate::world::{Access, Stop, World};
@@ -234,28 +234,6 @@ impl<W: World> MmState<W> {
     fn lost(&self, addr: VirtAddr) -> Served {
         self.world().poison_arena(addr.page());
         Served::Done
-    }
-}
-
-impl<W: World> Mm<W> {
-    /// To be called before the process forks: brings every page home and lets none leave until [`Mm::fork_done`] (MIG-4). Claims of coherent
-    /// memory are given back: whoever writes first gets a page of his own, which is none of the device's.
-    pub fn fork_prepare(&self) {
-        if self.check_entry().is_err() {
-            return;
-        }
-        let mm = self.clone();
-        self.off_stack(move || {
-            mm.gate.close();
-            mm.home_everything(Which::All);
-        });
-    }
-
-    /// To be called in the parent when the fork is done.
-    pub fn fork_done(&self) {
-        if self.world().is_current() {
-            self.gate.open();
-        }
     }
 }
 

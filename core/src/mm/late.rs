@@ -52,11 +52,6 @@ impl<W: World> MmState<W> {
         }
     }
 
-    /// Counts a fork that was not announced.
-    pub fn late_fork(&self) {
-        add(&self.counters.late_forked, 1);
-    }
-
     /// Non-blocking: the reader of events must not wait for a device that may wait for a CPU fault. A subscriber that refuses is asked again.
     fn tell_late(&self, range: PageRange, cause: Cause) {
         for _ in 0..ATTEMPTS {
@@ -201,24 +196,6 @@ impl<W: World> MmState<W> {
                     (from, to) = (rest_from, rest_to);
                 }
                 _ => {}
-            }
-        }
-    }
-
-    /// Every run of pages that is on a device, with its place in the arena; waits for pages in transit. For a fork that was not announced:
-    /// the child's copies of these pages are holes.
-    pub fn resident_runs(&self, each: &mut dyn FnMut(PageRange, ArenaRange)) {
-        for (block, _) in self.blocks.known(PageRange::ALL) {
-            let state = block.wait_settled(PageMask::FULL);
-            let resident = state
-                .residencies
-                .each_ref()
-                .map(|slot| slot.as_ref().map(|r| (r.base_page, r.pages)));
-            drop(state);
-            for (base_page, pages) in resident.into_iter().flatten() {
-                for run in pages.runs() {
-                    each(block.id.pages(run.clone()), arena_pages(base_page, run));
-                }
             }
         }
     }

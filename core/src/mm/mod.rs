@@ -12,6 +12,7 @@
 pub(crate) mod block;
 mod change;
 mod fault;
+mod fork;
 mod gate;
 mod late;
 
@@ -159,6 +160,8 @@ pub struct MmState<W: World> {
     pub(crate) arrivals: RwLock<()>,
     /// Held while areas are looked at and tracked, until the pages concerned are in transit.
     areas: Mutex<()>,
+    /// What could not come home before the last fork (FRK-1).
+    stragglers: Mutex<Option<PageRange>>,
     /// Odd while events are read and handled.
     telling: AtomicU64,
     pub(crate) gate: Gate,
@@ -179,6 +182,7 @@ impl<W: World> Mm<W> {
             blocks: BlockTable::new(),
             arrivals: RwLock::new("arrivals", ()),
             areas: Mutex::new("areas", ()),
+            stragglers: Mutex::new("stragglers", None),
             telling: AtomicU64::new(0),
             gate: Gate::new(),
             exited: AtomicBool::new(false),

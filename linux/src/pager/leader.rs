@@ -109,9 +109,12 @@ impl<P: Pagee> Shared<P> {
                         arrivals,
                     );
                 }
-                Msg::Fork(_) if self.world().own_changes().take(Change::Forked) => {
-                    // Everything is at home; dropping the descriptor leaves the child alone.
+                Msg::Fork(child) if self.world().own_changes().take(Change::Forked) => {
                     count(&self.counts.forks);
+                    // Else everything is at home, and dropping the descriptor leaves the child alone.
+                    if self.pagee.has_stragglers() {
+                        self.delegate(Work::Fork(child), inbox, arrivals);
+                    }
                 }
                 Msg::Fork(child) => {
                     count(&self.counts.late_events);

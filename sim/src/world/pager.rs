@@ -165,6 +165,9 @@ impl Shared {
             Msg::Forked(child, Origin::Program) => {
                 self.delegate(inbox, arrivals, move |shared| shared.late_fork(child));
             }
+            Msg::Forked(child, Origin::Own) if self.mm.has_stragglers() => {
+                self.delegate(inbox, arrivals, move |shared| shared.late_fork(child));
+            }
             // Everything is at home; the child is left alone.
             Msg::Forked(child, Origin::Own) => self.process().release_child(child),
             Msg::Removed(..) | Msg::Unmapped(..) | Msg::Remapped(..) | Msg::Fault { .. } => {}
