@@ -51,6 +51,8 @@ pub enum Served {
 
 /// Attempts before a fault is given back for another try.
 const ATTEMPTS: usize = 3;
+/// Pause after a page could not be called back to a device for a reason that lasts: the access runs into the hole again at once.
+const RECALL_PAUSE_NS: u64 = 50_000;
 
 impl<W: World> MmState<W> {
     /// Serves a CPU fault at `addr`: brings the page home, and pages around it while access is sequential.
@@ -212,6 +214,8 @@ impl<W: World> MmState<W> {
                     _,
                     SkipReason::Hole
                     | SkipReason::NoAccess
+                    | SkipReason::NotAnonymous
+                    | SkipReason::Excluded
                     | SkipReason::ReadOnly
                     | SkipReason::DeviceFailed
                     | SkipReason::Exited,
@@ -224,6 +228,11 @@ impl<W: World> MmState<W> {
                     };
                     self.world().poison_arena(arena_pages(base, index..index + 1));
                     Served::Done
+                }
+                // Pinned for I/O, or it holds a thread's control block: that ends, but it can take long.
+                Some((_, SkipReason::Pinned | SkipReason::ThreadBlock)) => {
+                    self.world().pause(RECALL_PAUSE_NS);
+                    Served::Again
                 }
                 _ => Served::Again,
             },
