@@ -40,7 +40,7 @@ use crate::sys::pagemap::Pagemap;
 use crate::sys::thread::{OwnThread, SpawnError, StackSize};
 use crate::sys::thread_blocks::ThreadBlocks;
 use crate::sys::uffd::{Features, Progress, Protection, Uffd, Waiters};
-use drive::{Border, drive, persist};
+use drive::{Border, Patience, drive, persist};
 
 /// Why the process could not be opened as a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -193,9 +193,19 @@ impl Linux {
         pte
     }
 
-    fn copy(uffd: &Uffd, from: PageRange, to: PageRange, protection: Protection) -> (usize, Option<Errno>) {
+    /// The program's descriptor answers EAGAIN while an event is unread, and whoever moves pages home keeps its reader from reading. The arena's has no
+    /// events.
+    fn patience(&self, uffd: &Uffd) -> Patience {
+        if core::ptr::eq(uffd, &raw const self.program) {
+            Patience::None
+        } else {
+            Patience::Some
+        }
+    }
+
+    fn copy(&self, uffd: &Uffd, from: PageRange, to: PageRange, protection: Protection) -> (usize, Option<Errno>) {
         debug_assert_eq!(from.page_count(), to.page_count());
-        drive(to, Border::NoEntry, |part| {
+        drive(to, Border::NoEntry, self.patience(uffd), |part| {
             uffd.copy(part, counterpart(part, to, from), protection, Waiters::Wake)
         })
     }
@@ -210,7 +220,7 @@ impl Linux {
         if !uffd.features().move_() {
             return (0, Some(Errno::INVAL));
         }
-        drive(to, Border::Invalid, |part| {
+        drive(to, Border::Invalid, self.patience(uffd), |part| {
             let source = counterpart(part, to, from);
             let progress = uffd.move_(part, source, Waiters::Wake);
             if progress.bytes > 0 || progress.errno != Some(Errno::EXIST) || !self.has_moved(source, part.start()) {
@@ -361,14 +371,12 @@ impl World for Linux {
     }
 
     fn track(&self, range: PageRange) -> Result<(), WorldError> {
-        // Another descriptor may still have it for a moment: the one that a fork made of the parent's, until the parent has closed it, or that of an
-        // address space which is just being closed.
-        const ATTEMPTS: usize = 50;
+        // In a fork's child the parent's descriptor still has it until the parent has read of the fork, and given the child what was away: that is as
+        // long as it takes, but it ends. Somebody else's descriptor stays.
+        const AT_MOST_NS: u64 = 2_000_000_000;
+        let until = self.now_ns() + AT_MOST_NS;
         let mut result = self.program.register(range);
-        for _ in 0..ATTEMPTS {
-            if result != Err(Errno::BUSY) {
-                break;
-            }
+        while result == Err(Errno::BUSY) && self.now_ns() < until {
             self.pause(1_000_000);
             result = self.program.register(range);
         }
@@ -388,7 +396,7 @@ impl World for Linux {
 
     fn fill_zero(&self, range: PageRange) -> Moved {
         moved(
-            drive(range, Border::NoEntry, |part| {
+            drive(range, Border::NoEntry, Patience::Some, |part| {
                 self.program.zeropage(part, Waiters::Wake)
             }),
             stop,
@@ -489,7 +497,7 @@ impl World for Linux {
     }
 
     fn copy_out(&self, from: PageRange, to: ArenaRange) -> Moved {
-        moved(Self::copy(&self.arena, from, to, Protection::Write), stop)
+        moved(self.copy(&self.arena, from, to, Protection::Write), stop)
     }
 
     fn open_copies(&self, range: ArenaRange) {
@@ -505,7 +513,7 @@ impl World for Linux {
     }
 
     fn copy_home(&self, from: ArenaRange, to: PageRange) -> Moved {
-        moved(Self::copy(&self.program, from, to, Protection::None), stop)
+        moved(self.copy(&self.program, from, to, Protection::None), stop)
     }
 
     fn move_across(&self, from: ArenaRange, to: ArenaRange) -> Moved {
@@ -518,7 +526,9 @@ impl World for Linux {
 
     fn zero_arena(&self, range: ArenaRange) -> Moved {
         moved(
-            drive(range, Border::NoEntry, |part| self.arena.zeropage(part, Waiters::Wake)),
+            drive(range, Border::NoEntry, Patience::Some, |part| {
+                self.arena.zeropage(part, Waiters::Wake)
+            }),
             stop,
         )
     }
@@ -539,7 +549,7 @@ impl World for Linux {
 
     fn poison_arena(&self, range: ArenaRange) {
         if self.arena.features().poison() {
-            let _ = drive(range, Border::NoEntry, |part| self.arena.poison(part));
+            let _ = drive(range, Border::NoEntry, Patience::Some, |part| self.arena.poison(part));
         } else {
             let _ = mapping::protect(range, None);
         }

@@ -9,6 +9,7 @@
 //!
 //! Linux: struct mm_struct with its notifier subscriptions, mm/hmm.c.
 
+mod arrivals;
 pub(crate) mod block;
 mod change;
 mod fault;
@@ -23,11 +24,12 @@ pub use crate::devmem::MemoryKind;
 use crate::devmem::{Budget, DeviceId, DeviceMemory};
 use crate::migrate::home::Which;
 use crate::mirror::DeviceHandle;
+use crate::mm::arrivals::Arrivals;
 use crate::mm::block::BlockTable;
 use crate::mm::gate::Gate;
 use crate::notifier::{Notifier, in_callback};
 use crate::stats::{Counters, Stats, add};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock, RwLockWriteGuard};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLockWriteGuard};
 use crate::world::{Metadata, OutOfMetadata, World, WorldError};
 
 pub use change::{CHANGES_MAX, Change, ChangeError, Changes};
@@ -157,7 +159,7 @@ pub struct MmState<W: World> {
     pub(crate) notifier: Notifier<W::Meta>,
     pub(crate) blocks: BlockTable<W::Meta>,
     /// Read by who moves pages home, for each move; written by the reader of the world's events.
-    pub(crate) arrivals: RwLock<()>,
+    pub(crate) arrivals: Arrivals,
     /// Held while areas are looked at and tracked, until the pages concerned are in transit.
     areas: Mutex<()>,
     /// What could not come home before the last fork (FRK-1).
@@ -180,7 +182,7 @@ impl<W: World> Mm<W> {
             world,
             notifier: Notifier::new()?,
             blocks: BlockTable::new(),
-            arrivals: RwLock::new("arrivals", ()),
+            arrivals: Arrivals::new(),
             areas: Mutex::new("areas", ()),
             stragglers: Mutex::new("stragglers", None),
             telling: AtomicU64::new(0),

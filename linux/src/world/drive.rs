@@ -21,10 +21,20 @@ pub(crate) enum Border {
     NoEntry,
 }
 
+/// What to do about EAGAIN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Try a few times.
+    Some,
+    /// Say so: the caller holds what others need who would end it.
+    None,
+}
+
 /// Calls `step` with the parts of `range` that remain. Returns the pages done and why not all.
 pub(crate) fn drive(
     range: PageRange,
     border: Border,
+    patience: Patience,
     mut step: impl FnMut(PageRange) -> Progress,
 ) -> (usize, Option<Errno>) {
     let mut done = 0;
@@ -44,7 +54,7 @@ pub(crate) fn drive(
                 attempts = 0;
                 piece = (piece * 2).min(range.page_count());
             }
-            Some(Errno::AGAIN | Errno::INTR) if attempts < ATTEMPTS => {
+            Some(Errno::AGAIN | Errno::INTR) if patience == Patience::Some && attempts < ATTEMPTS => {
                 attempts += 1;
                 rustix::thread::sched_yield();
             }

@@ -1,4 +1,4 @@
-use super::{Border, drive, persist};
+use super::{Border, Patience, drive, persist};
 use crate::sys::uffd::Progress;
 use isomem_core::addr::{PAGE_SIZE, PageRange};
 use rustix::io::Errno;
@@ -16,10 +16,12 @@ fn partly(pages: usize, errno: Errno) -> Progress {
 
 #[test]
 fn drv_a_partial_progress_is_continued_until_the_cause_shows() {
-    let outcome = drive(pages(8), Border::Invalid, |part| match part.first_page() {
-        16 => partly(3, Errno::AGAIN),
-        19 => partly(0, Errno::BUSY),
-        _ => unreachable!("nothing is done twice or skipped"),
+    let outcome = drive(pages(8), Border::Invalid, Patience::Some, |part| {
+        match part.first_page() {
+            16 => partly(3, Errno::AGAIN),
+            19 => partly(0, Errno::BUSY),
+            _ => unreachable!("nothing is done twice or skipped"),
+        }
     });
     assert_eq!(outcome, (3, Some(Errno::BUSY)));
 }
@@ -27,7 +29,7 @@ fn drv_a_partial_progress_is_continued_until_the_cause_shows() {
 #[test]
 fn a_range_over_two_areas_is_done_in_pieces() {
     // A border after the fifth page, and the kernel refuses what straddles it.
-    let outcome = drive(pages(8), Border::Invalid, |part| {
+    let outcome = drive(pages(8), Border::Invalid, Patience::Some, |part| {
         if part.first_page() < 21 && part.end_page() > 21 {
             return partly(0, Errno::INVAL);
         }
@@ -42,7 +44,7 @@ fn a_range_over_two_areas_is_done_in_pieces() {
 #[test]
 fn drv_b_a_page_that_is_refused_alone_ends_it() {
     let mut calls = 0;
-    let outcome = drive(pages(512), Border::Invalid, |_| {
+    let outcome = drive(pages(512), Border::Invalid, Patience::Some, |_| {
         calls += 1;
         partly(0, Errno::INVAL)
     });
@@ -52,7 +54,7 @@ fn drv_b_a_page_that_is_refused_alone_ends_it() {
 #[test]
 fn drv_b_endless_eagain_is_reported() {
     assert_eq!(
-        drive(pages(2), Border::NoEntry, |_| partly(0, Errno::AGAIN)),
+        drive(pages(2), Border::NoEntry, Patience::Some, |_| partly(0, Errno::AGAIN)),
         (0, Some(Errno::AGAIN))
     );
     assert_eq!(persist(|| Err(Errno::AGAIN)), Err(Errno::AGAIN));
