@@ -140,7 +140,15 @@ impl<W: World> MmState<W> {
         let (Some(from), Some(to)) = (PageRange::from_pages(from, count), PageRange::from_pages(to, count)) else {
             return 0;
         };
-        let moved = self.world().move_out(from, to).pages;
+        // As in `relink_out`.
+        let arrivals = self.arrivals.read();
+        let discarded = |outward: &Outward<'_, W>| !outward.block.lock().dropped.is_empty();
+        let moved = if batch[..group].iter().flatten().any(discarded) {
+            0
+        } else {
+            self.world().move_out(from, to).pages
+        };
+        drop(arrivals);
         for (index, outward) in batch[..group].iter_mut().flatten().enumerate() {
             outward.broken = false;
             let pages = moved.saturating_sub(index * PAGES_PER_BLOCK).min(PAGES_PER_BLOCK);
@@ -192,8 +200,7 @@ impl<W: World> MmState<W> {
         let mut attempts = 0;
         let (mut unshared, mut cleared) = (None, None);
         while !run.is_empty() {
-            let from = outward.block.id.pages(run.clone());
-            let done = self.world().move_out(from, arena_pages(outward.base_page, run.clone()));
+            let done = self.relink_out(outward, run.clone());
             outward.moved = outward.moved.or(PageMask::of(run.start, run.start + done.pages));
             run.start += done.pages;
             attempts = if done.pages > 0 { 0 } else { attempts + 1 };
@@ -238,6 +245,25 @@ impl<W: World> MmState<W> {
                     run.start += 1;
                 }
             }
+        }
+    }
+
+    /// Moves pages out, as far as they are those that were chosen. What was discarded or replaced on the way, and said to be, may have been written
+    /// since, and stays.
+    fn relink_out(&self, outward: &Outward<'_, W>, run: Range<usize>) -> Moved {
+        // While this is held no event can be read; and until its event is read the program that discards or replaces a page does not go on, so
+        // what moves now is what was there before.
+        let _arrivals = self.arrivals.read();
+        let dropped = outward.block.lock().dropped;
+        match PageMask::of(run.start, run.end).without(dropped).next_run(0) {
+            Some(part) if part.start == run.start => self.world().move_out(
+                outward.block.id.pages(part.clone()),
+                arena_pages(outward.base_page, part),
+            ),
+            _ => Moved {
+                pages: 0,
+                stop: Some(Stop::Gone),
+            },
         }
     }
 
