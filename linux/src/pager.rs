@@ -29,10 +29,10 @@
 //!
 //! Linux: handle_userfault (fs/userfaultfd.c) is the other side.
 
+mod child;
 mod leader;
 mod ring;
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -45,9 +45,8 @@ use crate::own::{Change, Ticket};
 use crate::sys::fork::{self, ForkHooks, Installed};
 use crate::sys::metadata::{MetaArc, MetadataHeap};
 use crate::sys::thread::{OwnThread, SpawnError, StackSize};
-use crate::sys::uffd::{BATCH, Msg, Protection, Uffd, Waiters};
+use crate::sys::uffd::{BATCH, Msg, Uffd};
 use crate::world::Linux;
-use crate::world::drive::{Border, drive};
 use ring::{Ring, Work};
 
 /// Whom the pagers serve: the protocol's side of faults and events.
@@ -67,8 +66,12 @@ pub trait Pagee: Clone + Send + Sync + 'static {
     /// A change that did not come through the API.
     fn late(&self, event: LateEvent);
 
-    /// A fork that was not announced; `child` stands for the child's areas.
-    fn late_fork(&self, child: &Uffd);
+    /// A fork that was not announced.
+    fn late_fork(&self);
+
+    /// Gives a fork's child, for whose areas `child` stands, what its parent has on devices. Called with departures and arrivals held, and must not wait
+    /// for anything.
+    fn give_to_child(&self, child: &Uffd);
 
     /// Whether an announced fork left pages away. See [`isomem_core::mm::MmState::has_stragglers`].
     fn has_stragglers(&self) -> bool {
@@ -109,16 +112,13 @@ impl Pagee for Mm<Linux> {
         (**self).late(event);
     }
 
-    /// Gives the child what its parent has on devices; the child's places for it are holes. A page that goes home or is written at just this
-    /// moment may be missing or newer in the child: only announced forks are exact.
-    fn late_fork(&self, child: &Uffd) {
+    fn late_fork(&self) {
         (**self).late_fork();
-        self.resident_runs(&mut |home, arena| {
-            let _ = drive(home, Border::NoEntry, |part| {
-                let source = arena.start() + (part.start() - home.start());
-                child.copy(part, source, Protection::None, Waiters::Leave)
-            });
-        });
+    }
+
+    /// The child's places for these pages are holes. What a device writes at just this moment may be newer in the child.
+    fn give_to_child(&self, child: &Uffd) {
+        child::copy_to(child, self);
     }
 
     fn has_stragglers(&self) -> bool {
@@ -244,16 +244,8 @@ impl<P: Pagee> Shared<P> {
                     self.pagee.late(event);
                     self.ring.late_done();
                 }
-                Work::Fork(fd) => {
-                    self.late_fork(fd);
-                    self.ring.late_done();
-                }
             }
         }
-    }
-
-    fn late_fork(&self, fd: OwnedFd) {
-        self.pagee.late_fork(&Uffd::of_child(fd, self.world().features()));
     }
 
     /// The life of the thread that serves the arenas.

@@ -158,8 +158,11 @@ impl Pagee for Simple {
         self.0.late.lock().unwrap().push(event);
     }
 
-    fn late_fork(&self, child: &Uffd) {
+    fn late_fork(&self) {
         self.0.late_forks.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn give_to_child(&self, child: &Uffd) {
         for (index, _) in self
             .0
             .away

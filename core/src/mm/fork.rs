@@ -11,17 +11,17 @@
 //! forking thread                         reader of the world's events
 //! prepare: pages come home, none leaves  .
 //! fork: waits until the event is read    fork event: are there stragglers?
-//! done: pages may leave                  a helper copies them to the child, then lets it go
+//! done: pages may leave                  copies them to the child, before any page comes home
 //! ```
 //!
 //! Linux: dup_mmap, copy_nonpresent_pte for a device-private entry.
 
-use crate::addr::{PageMask, PageRange, PageSpan};
+use crate::addr::{PageMask, PageRange};
 use crate::migrate::home::{Which, Why};
-use crate::mm::block::{Block, arena_pages};
+use crate::mm::block::arena_pages;
 use crate::mm::{Mm, MmState};
 use crate::stats::add;
-use crate::sync::MODEL;
+use crate::sync::{MODEL, Ordering};
 use crate::world::{ArenaRange, World};
 
 /// How often pages are called home for a fork: some seconds, with the pauses between.
@@ -55,40 +55,32 @@ impl<W: World> Mm<W> {
 
 impl<W: World> MmState<W> {
     fn home_for_fork(&self) {
-        let mut left = None;
+        let mut is_home = false;
         for round in 0..ROUNDS {
             if round > 0 {
                 self.world().pause(PAUSE_NS);
             }
             self.home_those(PageRange::ALL, |_| true, Which::All, Why::Request);
-            left = self.away_range();
-            if left.is_none() {
+            is_home = self.is_all_home();
+            if is_home {
                 break;
             }
         }
-        *self.stragglers.lock() = left;
+        // Release pairs with the Acquire in `has_stragglers`.
+        self.stragglers.store(!is_home, Ordering::Release);
     }
 
-    /// The smallest range with everything that is away. The gate is closed, so nothing is on its way out.
-    fn away_range(&self) -> Option<PageRange> {
-        let away = |(block, _): (&Block<W::Meta>, PageSpan)| {
-            let state = block.wait_settled(PageMask::FULL);
-            let away = state.away();
-            drop(state);
-            let first = away.runs().next()?;
-            let end = away.runs().last().map_or(first.end, |run| run.end);
-            Some(block.id.pages(first.start..end))
-        };
+    /// Whether nothing is away. The gate is closed, so nothing is on its way out.
+    fn is_all_home(&self) -> bool {
         self.blocks
             .known(PageRange::ALL)
-            .filter_map(away)
-            .reduce(PageRange::hull)
+            .all(|(block, _)| block.wait_settled(PageMask::FULL).away().is_empty())
     }
 
     /// Whether pages were away when the process forked last although that was announced: then the child lacks them, and is to be given
-    /// them by [`MmState::resident_runs`] as after a fork that was not announced (FRK-1).
+    /// them by [`MmState::arena_runs`] as after a fork that was not announced (FRK-1).
     pub fn has_stragglers(&self) -> bool {
-        self.stragglers.lock().is_some()
+        self.stragglers.load(Ordering::Acquire)
     }
 
     /// Counts a fork that was not announced.
@@ -96,30 +88,25 @@ impl<W: World> MmState<W> {
         add(&self.counters.late_forked, 1);
     }
 
-    /// Every run of pages that is on a device, with its place in the arena; waits for pages in transit. For a fork that was not announced:
-    /// the child's copies of these pages are holes.
+    /// Every run of pages that may lie in an arena, with its place there; those in transit too, whichever way they go. For a fork that was not
+    /// announced, or left stragglers: the child's copies of these pages are holes, or (where there is nothing in the arena) the pages themselves. Waits for nobody.
     ///
-    /// After one that was announced and left stragglers also those that came home meanwhile, with their place at home, each by itself.
-    pub fn resident_runs(&self, each: &mut dyn FnMut(PageRange, ArenaRange)) {
-        let stragglers = self.stragglers.lock().take();
-        for (block, span) in self.blocks.known(PageRange::ALL) {
-            let state = block.wait_settled(PageMask::FULL);
-            let resident = state
-                .residencies
-                .each_ref()
-                .map(|slot| slot.as_ref().map(|r| (r.base_page, r.pages)));
-            let at_home = state.at_home();
+    /// For the reader of events, with arrivals held: then nothing came home since the fork, because the kernel refuses that until its event is read.
+    pub fn arena_runs(&self, each: &mut dyn FnMut(PageRange, ArenaRange)) {
+        for (block, _) in self.blocks.known(PageRange::ALL) {
+            let state = block.lock();
+            let (transit, dropped) = (state.transit, state.dropped);
+            let there = state.residencies.each_ref().map(|slot| {
+                slot.as_ref()
+                    .map(|r| (r.base_page, r.pages.or(transit).without(dropped)))
+            });
             drop(state);
-            for (base_page, pages) in resident.into_iter().flatten() {
+            // Twice where pages may be on their way from one device to another.
+            let rounds = if transit.is_empty() { 1 } else { 2 };
+            for (base_page, pages) in (0..rounds).flat_map(|_| there).flatten() {
                 for run in pages.runs() {
                     each(block.id.pages(run.clone()), arena_pages(base_page, run));
                 }
-            }
-            let came = stragglers.and_then(|range| span.range().intersect(range)?.spans().next());
-            let came = came.map_or(PageMask::NONE, |part| part.mask().and(at_home));
-            for page in came.runs().flatten() {
-                let home = block.id.pages(page..page + 1);
-                each(home, home);
             }
         }
     }

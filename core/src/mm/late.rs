@@ -26,6 +26,16 @@ pub enum LateEvent {
     },
 }
 
+/// How devices took the news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// No access is in flight.
+    Quiet,
+    /// One may be: it runs into a place that is empty, and asks there for its page. Until a later invalidation finds the device quiet the place keeps
+    /// its owner, or the access would find nobody to ask, and end the process.
+    Fenced,
+}
+
 /// Attempts to place a page of a moved mapping.
 const ATTEMPTS: usize = 1000;
 
@@ -35,37 +45,40 @@ impl<W: World> MmState<W> {
         match event {
             LateEvent::Removed(range) => {
                 add(&self.counters.late_removed, 1);
-                self.tell_late(range, Cause::Clear);
-                self.drop_away(range);
+                let told = self.tell_late(range, Cause::Clear);
+                self.drop_away(range, told);
             }
             LateEvent::Unmapped(range) => {
                 add(&self.counters.late_unmapped, 1);
-                self.tell_late(range, Cause::Unmap);
-                self.drop_away(range);
+                let told = self.tell_late(range, Cause::Unmap);
+                self.drop_away(range, told);
             }
             LateEvent::Remapped { from, to } => {
                 add(&self.counters.late_remapped, 1);
-                self.tell_late(from, Cause::Unmap);
-                self.tell_late(to, Cause::Unmap);
-                self.follow(from, to);
+                let told = self.tell_late(from, Cause::Unmap);
+                let replaced = self.tell_late(to, Cause::Unmap);
+                self.drop_away(to, replaced);
+                self.follow(from, to, told);
             }
         }
     }
 
     /// Non-blocking: the reader of events must not wait for a device that may wait for a CPU fault. A subscriber that refuses is asked again.
-    fn tell_late(&self, range: PageRange, cause: Cause) {
+    fn tell_late(&self, range: PageRange, cause: Cause) -> Told {
         for _ in 0..ATTEMPTS {
             if let Ok(guard) = self.notifier.try_invalidate(range, cause, None) {
+                let told = if guard.fenced() { Told::Fenced } else { Told::Quiet };
                 guard.commit();
-                return;
+                return told;
             }
             self.world().pause(10_000);
         }
         add(&self.counters.late_untold, 1);
+        Told::Fenced
     }
 
     /// Frees the device's copies of pages whose contents are void, and ends claims on such pages.
-    fn drop_away(&self, range: PageRange) {
+    fn drop_away(&self, range: PageRange, told: Told) {
         for (block, span) in self.blocks.known(range) {
             self.drop_claims(block, span.mask());
             loop {
@@ -85,6 +98,7 @@ impl<W: World> MmState<W> {
                 let (device, base_page) = (residency.device, residency.base_page);
                 let pages = wanted(residency.pages);
                 let charge = residency.charge.clone();
+                residency.fenced |= told == Told::Fenced;
                 state.transit = state.transit.or(pages);
                 drop(state);
                 for run in pages.runs() {
@@ -144,8 +158,7 @@ impl<W: World> MmState<W> {
     }
 
     /// Brings the pages of a mapping that moved to where it is now.
-    fn follow(&self, from: PageRange, to: PageRange) {
-        self.drop_away(to);
+    fn follow(&self, from: PageRange, to: PageRange, told: Told) {
         for (block, span) in self.blocks.known(from) {
             drop(block.wait_settled(span.mask()));
             self.drop_claims(block, span.mask());
@@ -153,12 +166,13 @@ impl<W: World> MmState<W> {
                 let mut state = block.wait_settled(span.mask());
                 let Some(residency) = state
                     .residencies
-                    .iter()
+                    .iter_mut()
                     .flatten()
                     .find(|r| r.pages.overlaps(&span.mask()))
                 else {
                     break;
                 };
+                residency.fenced |= told == Told::Fenced;
                 let (device, base_page) = (residency.device, residency.base_page);
                 let pages = residency.pages.and(span.mask());
                 let charge = residency.charge.clone();

@@ -162,8 +162,8 @@ pub struct MmState<W: World> {
     pub(crate) arrivals: Arrivals,
     /// Held while areas are looked at and tracked, until the pages concerned are in transit.
     areas: Mutex<()>,
-    /// What could not come home before the last fork (FRK-1).
-    stragglers: Mutex<Option<PageRange>>,
+    /// Whether something could not come home before the last fork (FRK-1).
+    stragglers: AtomicBool,
     /// Odd while events are read and handled.
     telling: AtomicU64,
     pub(crate) gate: Gate,
@@ -184,7 +184,7 @@ impl<W: World> Mm<W> {
             blocks: BlockTable::new(),
             arrivals: Arrivals::new(),
             areas: Mutex::new("areas", ()),
-            stragglers: Mutex::new("stragglers", None),
+            stragglers: AtomicBool::new(false),
             telling: AtomicU64::new(0),
             gate: Gate::new(),
             exited: AtomicBool::new(false),

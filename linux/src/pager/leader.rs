@@ -1,5 +1,6 @@
 //! The thread that reads the program's descriptor.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use isomem_core::mm::{CpuFault, HeldArrivals, LateEvent, Served};
@@ -8,7 +9,7 @@ use isomem_core::world::{Access, World};
 use super::ring::Work;
 use super::{Fault, Pagee, Shared, count};
 use crate::own::Change;
-use crate::sys::uffd::{BATCH, Msg};
+use crate::sys::uffd::{BATCH, Msg, Uffd};
 
 /// Messages that are read on while an event is processed; enough for as many threads to wait at once.
 const KEPT: usize = 4 * BATCH;
@@ -113,17 +114,24 @@ impl<P: Pagee> Shared<P> {
                     count(&self.counts.forks);
                     // Else everything is at home, and dropping the descriptor leaves the child alone.
                     if self.pagee.has_stragglers() {
-                        self.delegate(Work::Fork(child), inbox, arrivals);
+                        self.give_to_child(child);
                     }
                 }
                 Msg::Fork(child) => {
                     count(&self.counts.late_events);
-                    self.delegate(Work::Fork(child), inbox, arrivals);
+                    self.pagee.late_fork();
+                    self.give_to_child(child);
                 }
                 Msg::Other(_) => {}
             }
             index += 1;
         }
+    }
+
+    /// With arrivals held: what came home now would be missing in the child.
+    fn give_to_child(&self, child: OwnedFd) {
+        self.pagee
+            .give_to_child(&Uffd::of_child(child, self.world().features()));
     }
 
     fn changed<'a>(

@@ -6,7 +6,6 @@
 //! # Locking
 //! One leaf lock.
 
-use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use isomem_core::mm::LateEvent;
@@ -21,7 +20,6 @@ const CAPACITY: usize = 256;
 pub(super) enum Work {
     Fault(Fault),
     Late(LateEvent),
-    Fork(OwnedFd),
 }
 
 struct State {

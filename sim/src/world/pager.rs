@@ -163,20 +163,19 @@ impl Shared {
                 });
             }
             Msg::Forked(child, Origin::Program) => {
-                self.delegate(inbox, arrivals, move |shared| shared.late_fork(child));
+                self.mm.late_fork();
+                self.give_to_child(child);
             }
-            Msg::Forked(child, Origin::Own) if self.mm.has_stragglers() => {
-                self.delegate(inbox, arrivals, move |shared| shared.late_fork(child));
-            }
+            Msg::Forked(child, Origin::Own) if self.mm.has_stragglers() => self.give_to_child(child),
             // Everything is at home; the child is left alone.
             Msg::Forked(child, Origin::Own) => self.process().release_child(child),
             Msg::Removed(..) | Msg::Unmapped(..) | Msg::Remapped(..) | Msg::Fault { .. } => {}
         }
     }
 
-    fn late_fork(&self, child: usize) {
-        self.mm.late_fork();
-        self.mm.resident_runs(&mut |home, arena| {
+    /// With arrivals held: what came home now would be missing in the child.
+    fn give_to_child(&self, child: usize) {
+        self.mm.arena_runs(&mut |home, arena| {
             for (page, from) in (home.first_page()..home.end_page()).zip(arena.first_page()..) {
                 self.process().copy_to_child(from, child, page);
             }
