@@ -12,11 +12,11 @@
 use isomem_core::mm::Mm;
 
 use crate::bracket::{Outcome, make_here, perform};
-use crate::calls::effect;
+use crate::calls::{Effect, effect};
 use crate::exact::ExactError;
 use crate::exact::current::Current;
 use crate::sys::call::Call;
-use crate::sys::interpose::{self, Reply};
+use crate::sys::interpose::{self, Make, Reply};
 use crate::sys::thread::is_own_thread;
 use crate::world::Linux;
 
@@ -35,14 +35,17 @@ impl Interposed {
         if !interpose::register(serve) {
             return Err(ExactError::NoPreload);
         }
-        CURRENT.set(Some(mm.clone()));
+        CURRENT.open(mm.clone()).map_err(|errno| ExactError::Failed {
+            call: "mmap",
+            errno: errno.raw_os_error(),
+        })?;
         Ok(Self(()))
     }
 }
 
 impl Drop for Interposed {
     fn drop(&mut self) {
-        CURRENT.set(None);
+        CURRENT.close();
     }
 }
 
@@ -51,17 +54,34 @@ pub fn is_there() -> bool {
     interpose::is_there()
 }
 
-extern "C" fn serve(number: usize, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> Reply {
+#[allow(clippy::too_many_arguments, reason = "a call has six, and a number")]
+extern "C" fn serve(
+    number: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+    make: Option<Make>,
+) -> Reply {
     let call = Call {
         number,
         args: [a, b, c, d, e, f],
     };
-    // isomem's own threads, and a child that has the object but not the threads, go on.
-    let serving = if is_own_thread() { None } else { CURRENT.enter() };
-    let Some(serving) = serving.filter(|serving| serving.is_here()) else {
+    let effect = effect(&call);
+    // Calls that change nothing, isomem's own threads, and a child that has the object but not the threads, go on.
+    if effect == Effect::Nothing || is_own_thread() {
+        return Reply::NOT_MADE;
+    }
+    let Some(serving) = CURRENT.enter() else {
         return Reply::NOT_MADE;
     };
-    match perform(serving.mm(), call, effect(&call), make_here) {
+    let how = move |world: &Linux, call| match make {
+        Some(make) => make(a, b, c, d, e, f),
+        None => make_here(world, call),
+    };
+    match perform(serving.mm(), call, effect, how) {
         Outcome::Untouched => Reply::NOT_MADE,
         Outcome::Made(result) => Reply::made(result),
         Outcome::Refused(errno) => Reply::made(-(errno.raw_os_error() as isize)),

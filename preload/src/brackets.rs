@@ -1,7 +1,7 @@
 //! The C library's calls that change mappings: devices are told before the change is made (WLD-2, the interposed level).
 //!
-//! While no device is open, each goes to the next definition. Otherwise the system call is made between the start and the end of an
-//! invalidation, on a thread of isomem's own where that is needed; so what another preloaded object does with these calls does not happen then.
+//! Each goes to the next definition: while an address space is open at that level between the start and the end of an invalidation, on a thread of
+//! isomem's own where that is needed. So other preloaded objects see these calls, whether they come before this one or after.
 //!
 //! posix_madvise is left alone: the C library makes nothing of the one advice that would drop contents. fork is announced by pthread_atfork.
 //!
@@ -10,17 +10,13 @@
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use isomem_linux::bracket::{Outcome, make_here, perform};
-use isomem_linux::calls::effect;
-use isomem_linux::sys::call::Call;
-use isomem_linux::sys::interpose::{Hook, VERSION};
-use isomem_linux::sys::thread::is_own_thread;
+use isomem_linux::sys::call::{Call, make};
+use isomem_linux::sys::interpose::{Hook, Make, VERSION};
 
 use crate::calls::map_device;
-use crate::next::{next, set_errno};
-use crate::process;
+use crate::next::{Failed, next, set_errno};
 
-/// Whom the program's own isomem has us ask; null while there is none.
+/// Whom an isomem of this process has us ask, the program's own or this object's; null while there is none.
 static HOOK: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
 
 /// The name by which an isomem that is linked into the program finds this object (`isomem_linux::sys::interpose`).
@@ -35,8 +31,8 @@ pub(crate) extern "C" fn isomem_interpose_set(version: u32, hook: Option<Hook>) 
     0
 }
 
-/// What the program's own isomem makes of the call.
-fn ask(call: &Call) -> Option<isize> {
+/// What isomem makes of the call; `None` where it is no business of devices.
+fn ask(call: &Call, make: Option<Make>) -> Option<isize> {
     let hook = HOOK.load(Ordering::Acquire);
     if hook.is_null() {
         return None;
@@ -44,28 +40,34 @@ fn ask(call: &Call) -> Option<isize> {
     // SAFETY: `isomem_interpose_set` stored a function of this type.
     let hook = unsafe { core::mem::transmute::<*mut c_void, Hook>(hook) };
     let [a, b, c, d, e, f] = call.args;
-    let reply = hook(call.number, a, b, c, d, e, f);
+    let reply = hook(call.number, a, b, c, d, e, f, make);
     (reply.made != 0).then_some(reply.result)
 }
 
-/// The result of the call, made with devices told; `None` where it is no business of theirs.
-fn bracketed(call: Call) -> Option<isize> {
-    let made = match process::open_here().and_then(|process| process.live()) {
-        _ if is_own_thread() => None,
-        None => ask(&call),
-        Some(live) => match perform(live.mm().core(), call, effect(&call), make_here) {
-            Outcome::Untouched => None,
-            Outcome::Made(result) => Some(result),
-            Outcome::Refused(errno) => Some(-(errno.raw_os_error() as isize)),
-        },
-    };
-    made.map(|result| match result {
+/// What a function returns where the kernel returned `result`.
+fn returned<T: Answer>(result: isize) -> T {
+    match result {
         -4095..0 => {
             set_errno(-result as c_int);
-            -1
+            T::FAILED
         }
-        result => result,
-    })
+        result => T::answer(result),
+    }
+}
+
+/// The other way round.
+fn taken_back<T: Answer + PartialEq>(answer: T) -> isize {
+    if answer == T::FAILED {
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        return -(errno.unwrap_or(libc::EIO) as isize);
+    }
+    answer.result()
+}
+
+/// The call as the bare instruction makes it, where the next definition is being looked up.
+fn bare<T: Answer>(call: Call) -> T {
+    // SAFETY: the program asked for this very call.
+    returned(unsafe { make(call) })
 }
 
 /// As the C library's: the kernel moves the end of the heap first, with devices told, and then the C library learns of it, for it keeps the end itself.
@@ -74,7 +76,7 @@ fn bracketed(call: Call) -> Option<isize> {
 /// As for the C library's function of this name.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn brk(end: *mut c_void) -> c_int {
-    let _ = bracketed(Call::new(libc::SYS_brk, [end.register()]));
+    ask(&Call::new(libc::SYS_brk, [end.register()]), None);
     next!(c"brk" as fn(*mut c_void) -> c_int, end)
 }
 
@@ -86,7 +88,10 @@ pub(crate) unsafe extern "C" fn brk(end: *mut c_void) -> c_int {
 pub(crate) unsafe extern "C" fn sbrk(by: isize) -> *mut c_void {
     if by < 0 {
         let end = next!(c"sbrk" as fn(isize) -> *mut c_void, 0);
-        let _ = bracketed(Call::new(libc::SYS_brk, [end.register().wrapping_add_signed(by)]));
+        ask(
+            &Call::new(libc::SYS_brk, [end.register().wrapping_add_signed(by)]),
+            None,
+        );
     }
     next!(c"sbrk" as fn(isize) -> *mut c_void, by)
 }
@@ -94,29 +99,32 @@ pub(crate) unsafe extern "C" fn sbrk(by: isize) -> *mut c_void {
 /// An argument as the kernel gets it.
 trait Register {
     fn register(self) -> usize;
+    fn of(register: usize) -> Self;
 }
 
-impl Register for c_int {
-    fn register(self) -> usize {
-        self as isize as usize
-    }
+macro_rules! numbers {
+    ($($kind:ty)*) => {$(
+        impl Register for $kind {
+            fn register(self) -> usize {
+                self as isize as usize
+            }
+
+            fn of(register: usize) -> Self {
+                register as Self
+            }
+        }
+    )*};
 }
 
-impl Register for usize {
-    fn register(self) -> usize {
-        self
-    }
-}
-
-impl Register for i64 {
-    fn register(self) -> usize {
-        self as usize
-    }
-}
+numbers! { c_int usize i64 }
 
 impl<T> Register for *mut T {
     fn register(self) -> usize {
         self.expose_provenance()
+    }
+
+    fn of(register: usize) -> Self {
+        core::ptr::with_exposed_provenance_mut(register)
     }
 }
 
@@ -124,16 +132,25 @@ impl<T> Register for *const T {
     fn register(self) -> usize {
         self.expose_provenance()
     }
+
+    fn of(register: usize) -> Self {
+        core::ptr::with_exposed_provenance(register)
+    }
 }
 
 /// The result as the function's caller gets it.
-trait Answer {
+trait Answer: Failed {
     fn answer(result: isize) -> Self;
+    fn result(self) -> isize;
 }
 
 impl Answer for c_int {
     fn answer(result: isize) -> Self {
         result as Self
+    }
+
+    fn result(self) -> isize {
+        self as isize
     }
 }
 
@@ -141,19 +158,32 @@ impl Answer for *mut c_void {
     fn answer(result: isize) -> Self {
         core::ptr::with_exposed_provenance_mut(result as usize)
     }
+
+    fn result(self) -> isize {
+        self.expose_provenance() as isize
+    }
 }
 
+/// A function that asks isomem first, and its way to the next definition. `$first` may answer before.
 macro_rules! brackets {
-    ($($name:ident $symbol:literal $number:ident ($($arg:ident: $kind:ty),*) -> $out:ty;)*) => {$(
+    ($($name:ident $symbol:literal $number:ident ($($arg:ident: $kind:ty),*) -> $out:ty $(, first $first:expr)?;)*) => {$(
         /// See the module.
         ///
         /// # Safety
         /// As for the C library's function of this name.
         #[unsafe(no_mangle)]
         pub(crate) unsafe extern "C" fn $name($($arg: $kind),*) -> $out {
-            match bracketed(Call::new(libc::$number, [$($arg.register()),*])) {
-                Some(result) => <$out as Answer>::answer(result),
-                None => next!($symbol as fn($($kind),*) -> $out, $($arg),*),
+            $(if let Some(answer) = $first { return answer; })?
+            let call = Call::new(libc::$number, [$($arg.register()),*]);
+            extern "C" fn make(a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> isize {
+                let mut registers = [a, b, c, d, e, f].into_iter();
+                $(let $arg = <$kind as Register>::of(registers.next().unwrap_or_default());)*
+                let call = Call::new(libc::$number, [$($arg.register()),*]);
+                taken_back(next!($symbol as fn($($kind),*) -> $out, $($arg),*; else bare::<$out>(call)))
+            }
+            match ask(&call, Some(make)) {
+                Some(result) => returned(result),
+                None => next!($symbol as fn($($kind),*) -> $out, $($arg),*; else bare::<$out>(call)),
             }
         }
     )*};
@@ -173,43 +203,8 @@ brackets! {
     truncate64 c"truncate64" SYS_truncate (path: *const c_char, len: i64) -> c_int;
     fallocate c"fallocate" SYS_fallocate (fd: c_int, mode: c_int, offset: i64, len: i64) -> c_int;
     fallocate64 c"fallocate64" SYS_fallocate (fd: c_int, mode: c_int, offset: i64, len: i64) -> c_int;
+    mmap c"mmap" SYS_mmap (at: *mut c_void, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void,
+        first map_device(at, len, protection, flags, fd);
+    mmap64 c"mmap64" SYS_mmap (at: *mut c_void, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void,
+        first map_device(at, len, protection, flags, fd);
 }
-
-macro_rules! maps {
-    ($($name:ident $symbol:literal)*) => {$(
-        /// See the module. A mapping of a device is made of other memory.
-        ///
-        /// # Safety
-        /// As for the C library's function of this name.
-        #[unsafe(no_mangle)]
-        pub(crate) unsafe extern "C" fn $name(
-            at: *mut c_void,
-            len: usize,
-            protection: c_int,
-            flags: c_int,
-            fd: c_int,
-            offset: i64,
-        ) -> *mut c_void {
-            if let Some(mapped) = map_device(at, len, protection, flags, fd) {
-                return mapped;
-            }
-            let registers = [
-                at.register(),
-                len,
-                protection.register(),
-                flags.register(),
-                fd.register(),
-                offset.register(),
-            ];
-            match bracketed(Call::new(libc::SYS_mmap, registers)) {
-                Some(result) => Answer::answer(result),
-                None => next!(
-                    $symbol as fn(*mut c_void, usize, c_int, c_int, c_int, i64) -> *mut c_void,
-                    at, len, protection, flags, fd, offset
-                ),
-            }
-        }
-    )*};
-}
-
-maps! { mmap c"mmap" mmap64 c"mmap64" }

@@ -26,14 +26,7 @@ use crate::server::Server;
 pub(crate) struct Live {
     dmirror: Dmirror<Linux, Host>,
     // Dropped last: pages come home while there is still somebody who serves faults.
-    mm: isomem::Mm,
-}
-
-impl Live {
-    /// The address space.
-    pub(crate) fn mm(&self) -> &isomem::Mm {
-        &self.mm
-    }
+    _mm: isomem::Mm,
 }
 
 /// One open of a device.
@@ -240,11 +233,6 @@ impl Process {
         Some(entry.open.clone())
     }
 
-    /// The address space, while a device is open.
-    pub(crate) fn live(&self) -> Option<Arc<Live>> {
-        self.lock().live.clone()
-    }
-
     /// Every open with its far end. Does not keep the opens: who closes the last descriptor ends them there and then.
     pub(crate) fn all(&self) -> Vec<(Arc<OwnedFd>, Weak<Open>)> {
         let table = self.lock();
@@ -264,12 +252,7 @@ impl Process {
         let (gone, live) = self.take_ended();
         // Pages come home and threads end without the table's lock.
         drop(gone);
-        if let Some(live) = live {
-            // Who tells devices of a change lets go of it soon.
-            while Arc::strong_count(&live) > 1 {
-                std::thread::yield_now();
-            }
-        }
+        drop(live);
     }
 
     fn take_ended(&self) -> (Vec<Entry>, Option<Arc<Live>>) {
@@ -347,7 +330,7 @@ fn live() -> Result<Live, Errno> {
     let core = mm.core().clone();
     Ok(Live {
         dmirror: Dmirror::new(core.clone(), Host(core)),
-        mm,
+        _mm: mm,
     })
 }
 

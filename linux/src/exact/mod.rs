@@ -12,7 +12,7 @@
 //! - EXA-4: while a supervisor serves an address space, that one is not closed.
 //!
 //! # Locking
-//! `current` is held for a copy only. Supervisors hold nothing while they wait.
+//! `current`'s is held for a copy only. Supervisors hold nothing while they wait.
 //!
 //! ```text
 //! program's thread                     supervisor
@@ -32,7 +32,7 @@ mod filter;
 mod supervisor;
 mod watch;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use isomem_core::addr::PageRange;
 use isomem_core::mm::Mm;
@@ -40,6 +40,7 @@ use isomem_core::world::Metadata;
 use rustix::io::Errno;
 
 use crate::sys::metadata::{MetaArc, MetadataHeap};
+use crate::sys::per_process::PerProcess;
 use crate::sys::thread::{OwnThread, SpawnError, StackSize};
 use crate::sys::warden::Warden;
 use crate::sys::{call, seccomp};
@@ -193,17 +194,12 @@ impl ExactError {
 
 /// What is in force in this process, from the first opening at the exact level on.
 struct InForce {
-    process: u32,
     windows: Windows,
     supervisors: MetaArc<Supervisors>,
     has_warden: bool,
 }
 
-static IN_FORCE: Mutex<Option<InForce>> = Mutex::new(None);
-
-fn in_force() -> MutexGuard<'static, Option<InForce>> {
-    IN_FORCE.lock().unwrap_or_else(PoisonError::into_inner)
-}
+static IN_FORCE: PerProcess<Mutex<Option<InForce>>> = PerProcess::new(Mutex::default);
 
 /// What is known of the exact level here, without putting it in force; for `isomem doctor`.
 ///
@@ -218,9 +214,8 @@ pub fn probe() -> Result<(), ExactError> {
 
 /// Whether children can go on when this process is gone: see [`crate::sys::warden`]. `None` while the exact level is not in force.
 pub fn has_warden() -> Option<bool> {
-    let in_force = in_force();
-    let here = in_force.as_ref().filter(|force| force.process == std::process::id());
-    here.map(|force| force.has_warden)
+    let in_force = IN_FORCE.get()?.lock().unwrap_or_else(PoisonError::into_inner);
+    in_force.as_ref().map(|force| force.has_warden)
 }
 
 /// The exact level for an address space; dropping it ends that, and waits for calls that are being served.
@@ -239,18 +234,22 @@ impl Exact {
             call: "watching forks",
             errno: errno.raw_os_error(),
         })?;
-        let mut in_force = in_force();
-        if in_force
-            .as_ref()
-            .is_none_or(|force| force.process != std::process::id())
-        {
+        let failed = |call| {
+            move |errno: Errno| ExactError::Failed {
+                call,
+                errno: errno.raw_os_error(),
+            }
+        };
+        let place = IN_FORCE.get_or_make().map_err(failed("mmap"))?;
+        let mut in_force = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_force.is_none() {
             *in_force = Some(InForce::install(windows)?);
         }
         let Some(force) = in_force.as_ref().filter(|force| force.windows.covers(&windows)) else {
             return Err(ExactError::OtherWindows);
         };
         mm.world().own_changes().hold_forks();
-        force.supervisors.serve(Some(mm.clone()));
+        force.supervisors.serve(mm.clone()).map_err(failed("mmap"))?;
         Ok(Self {
             supervisors: force.supervisors.clone(),
         })
@@ -259,7 +258,7 @@ impl Exact {
 
 impl Drop for Exact {
     fn drop(&mut self) {
-        self.supervisors.serve(None);
+        self.supervisors.serve_nobody();
     }
 }
 
@@ -296,7 +295,6 @@ impl InForce {
         let listener = supervisors.begin(listener);
         let has_warden = warden.as_ref().is_ok_and(|warden| warden.watch(listener.fd()).is_ok());
         Ok(Self {
-            process: std::process::id(),
             windows,
             supervisors,
             has_warden,

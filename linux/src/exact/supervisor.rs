@@ -82,9 +82,14 @@ impl Supervisors {
         let _ = futex::wake(&self.state, futex::Flags::PRIVATE, u32::MAX >> 1);
     }
 
-    /// Whose calls are bracketed from now on; `None` lets all go on. Waits until none is served for the one before (EXA-4).
-    pub(super) fn serve(&self, mm: Option<Mm<Linux>>) {
-        self.current.set(mm);
+    /// Calls are bracketed for `mm` from now on.
+    pub(super) fn serve(&self, mm: Mm<Linux>) -> Result<(), Errno> {
+        self.current.open(mm)
+    }
+
+    /// All go on from now on. Waits until none is served (EXA-4).
+    pub(super) fn serve_nobody(&self) {
+        self.current.close();
     }
 
     /// The life of supervisor number `index`.
@@ -119,7 +124,7 @@ impl Supervisors {
     }
 
     /// `None` for the calls of others, and while no address space is open.
-    fn enter(&self, held: &Held) -> Option<Serving<'_>> {
+    fn enter(&self, held: &Held) -> Option<Serving> {
         if !self.is_ours(held.thread) {
             return None;
         }

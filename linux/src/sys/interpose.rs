@@ -22,13 +22,17 @@ impl Reply {
     }
 }
 
-/// Whom the preloaded object asks: a call's number and arguments.
-pub type Hook = extern "C" fn(usize, usize, usize, usize, usize, usize, usize) -> Reply;
+/// Makes a call with those arguments by the next definition of its function, so that other preloaded objects see it, too. Returns what the kernel
+/// would return.
+pub type Make = extern "C" fn(usize, usize, usize, usize, usize, usize) -> isize;
+
+/// Whom the preloaded object asks: a call's number and arguments, and how to make it; by the bare system call where that is not said.
+pub type Hook = extern "C" fn(usize, usize, usize, usize, usize, usize, usize, Option<Make>) -> Reply;
 
 /// The function that the object exports.
 pub const SET: &CStr = c"isomem_interpose_set";
 /// The version of these types.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Its type: takes [`VERSION`] and whom to ask, and returns 0 where it knows that version.
 pub type Set = extern "C" fn(u32, Option<Hook>) -> c_int;

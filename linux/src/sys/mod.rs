@@ -12,6 +12,7 @@ pub mod maps;
 pub mod metadata;
 pub mod pagemap;
 pub mod peek;
+pub mod per_process;
 pub mod seccomp;
 pub mod segments;
 pub mod span;
