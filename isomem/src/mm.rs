@@ -1,10 +1,11 @@
 //! The process's own address space, as a program has it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use isomem_core::world::World;
 use isomem_linux::pager::Pagers;
-use isomem_linux::{Exact, Exactness, Interposed, Linux, OpenError};
+use isomem_linux::sys::per_process::PerProcess;
+use isomem_linux::{Exact, ExactError, Exactness, Interposed, Linux, OpenError};
 use isomem_soft::{SoftConfig, SoftError};
 
 use crate::device::SoftDevice;
@@ -12,12 +13,60 @@ use crate::device::SoftDevice;
 pub use isomem_core::mm::ChangeError;
 pub use isomem_core::stats::{Latency, Stats};
 
-/// What [`Mm::current`] gave out last, if anybody still has it. Locked while an address space is opened or goes, so that there are
-/// never two: the kernel lets an area be watched only once.
-static CURRENT: Mutex<Weak<Opened>> = Mutex::new(Weak::new());
+/// What [`Mm::current`] gave out last. A fork's child has one of its own.
+static CURRENT: PerProcess<Opening> = PerProcess::new(Opening::default);
 
-fn current() -> MutexGuard<'static, Weak<Opened>> {
-    CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
+/// There are never two address spaces open at the same time: the kernel lets an area be watched only once, and one that goes ends the level of
+/// exactness.
+#[derive(Default)]
+struct Opening {
+    last: Mutex<Last>,
+    /// It is gone.
+    closed: Condvar,
+}
+
+#[derive(Default)]
+struct Last {
+    opened: Weak<Opened>,
+    /// It was opened, and has not gone entirely, although nobody may have it any more.
+    is_there: bool,
+}
+
+impl Opening {
+    fn lock(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives what is open, or opens it by `open`. Waits for one that is just going.
+    fn get_or_open(&self, open: impl FnOnce() -> Result<Opened, OpenError>) -> Result<Mm, OpenError> {
+        let mut last = self.lock();
+        loop {
+            if let Some(opened) = last.opened.upgrade() {
+                return Ok(Mm(opened));
+            }
+            if !last.is_there {
+                break;
+            }
+            last = self.closed.wait(last).unwrap_or_else(PoisonError::into_inner);
+        }
+        let opened = Arc::new(open()?);
+        last.opened = Arc::downgrade(&opened);
+        last.is_there = true;
+        Ok(Mm(opened))
+    }
+}
+
+/// Says, when it is dropped, that an address space is gone.
+#[derive(Debug)]
+struct Gone;
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        if let Some(opening) = CURRENT.get() {
+            opening.lock().is_there = false;
+            opening.closed.notify_all();
+        }
+    }
 }
 
 /// This process's address space, opened to devices. Clones are handles to the same.
@@ -37,6 +86,8 @@ struct Opened {
     pagers: Option<Pagers<Core>>,
     /// The same.
     told: Told,
+    /// Dropped last: the descriptors are closed by then.
+    gone: Option<Gone>,
 }
 
 /// Who tells of the program's own changes.
@@ -62,7 +113,25 @@ impl Opened {
             exactness,
             pagers: Some(pagers),
             told,
+            gone: Some(Gone),
         })
+    }
+}
+
+impl Opened {
+    /// As the environment says, which children inherit as they inherit the filter of their parent's calls.
+    fn as_told(pagers: usize) -> Result<Self, OpenError> {
+        let asked = Exactness::from_environment()?;
+        let opened = Self::new(pagers, asked);
+        if opened.as_ref().err() != Some(&OpenError::Exact(ExactError::Taken)) {
+            return opened;
+        }
+        let below = if isomem_linux::interposed::is_there() {
+            Exactness::Interposed
+        } else {
+            Exactness::Cooperative
+        };
+        Self::new(pagers, below)
     }
 }
 
@@ -71,10 +140,9 @@ impl Drop for Opened {
         let (pagers, told) = (self.pagers.take(), core::mem::replace(&mut self.told, Told::No));
         if !self.core.world().is_current() {
             // In a fork's child the threads are not there to be joined, and the handle that they would have dropped keeps the rest.
-            core::mem::forget((pagers, told));
+            core::mem::forget((pagers, told, self.gone.take()));
             return;
         }
-        let _one_at_a_time = current();
         // Calls that are being served need the pagers.
         drop(told);
         // Pages come home while there is still somebody who serves faults.
@@ -99,7 +167,9 @@ impl Builder {
     }
 
     /// How surely devices are to be told of changes before they are made (WLD-2); by default what `ISOMEM_EXACTNESS` names, else
-    /// [`Exactness::Cooperative`]. See docs/exactness.md for what each level costs, and what none can see.
+    /// [`Exactness::Cooperative`]. A process whose calls are held by its parent gets the next level below the exact one, if only the environment
+    /// asked for that: children inherit it. [`Mm::exactness`] says which it is. See docs/exactness.md for what each level costs, and what none can
+    /// see.
     #[must_use]
     pub fn exactness(mut self, level: Exactness) -> Self {
         self.exactness = Some(level);
@@ -111,17 +181,16 @@ impl Builder {
     /// # Errors
     /// No userfaultfd, for want of privileges or in an old kernel; the error says how to get it. Nothing is left behind.
     pub fn open(self) -> Result<Mm, OpenError> {
-        let mut current = current();
-        if let Some(opened) = current.upgrade()
-            && opened.core.world().is_current()
-        {
-            return Ok(Mm(opened));
-        }
-        let exactness = self.exactness.map_or_else(Exactness::from_environment, Ok)?;
-        let pagers = self.pagers.unwrap_or_else(Pagers::<Core>::default_count);
-        let opened = Arc::new(Opened::new(pagers, exactness)?);
-        *current = Arc::downgrade(&opened);
-        Ok(Mm(opened))
+        let opening = CURRENT.get_or_make().map_err(|errno| OpenError::Map {
+            errno: errno.raw_os_error(),
+        })?;
+        opening.get_or_open(|| {
+            let pagers = self.pagers.unwrap_or_else(Pagers::<Core>::default_count);
+            match self.exactness {
+                Some(exactness) => Opened::new(pagers, exactness),
+                None => Opened::as_told(pagers),
+            }
+        })
     }
 }
 
