@@ -100,10 +100,15 @@ fn call<const N: usize>(number: libc::c_long, args: [usize; N]) -> usize {
     made as usize
 }
 
+/// What a function of the C library answers.
+fn succeeded(answer: i32) {
+    assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
+}
+
 fn unmap(way: Way, at: usize) {
     match way {
         // SAFETY: as above.
-        Way::Libc => assert_eq!(unsafe { libc::munmap(at as *mut _, SLOT_BYTES) }, 0),
+        Way::Libc => succeeded(unsafe { libc::munmap(at as *mut _, SLOT_BYTES) }),
         Way::Raw => assert_eq!(call(libc::SYS_munmap, [at, SLOT_BYTES]), 0),
     }
 }
@@ -143,7 +148,7 @@ fn protect(way: Way, slot: usize, protection: i32) {
     let start = start_of(slot);
     match way {
         // SAFETY: as above.
-        Way::Libc => assert_eq!(unsafe { libc::mprotect(start as *mut _, SLOT_BYTES, protection) }, 0),
+        Way::Libc => succeeded(unsafe { libc::mprotect(start as *mut _, SLOT_BYTES, protection) }),
         Way::Raw => assert_eq!(call(libc::SYS_mprotect, [start, SLOT_BYTES, protection as usize]), 0),
     }
 }
@@ -152,7 +157,7 @@ fn advise(way: Way, slot: usize, advice: i32) {
     let start = start_of(slot);
     match way {
         // SAFETY: as above.
-        Way::Libc => assert_eq!(unsafe { libc::madvise(start as *mut _, SLOT_BYTES, advice) }, 0),
+        Way::Libc => succeeded(unsafe { libc::madvise(start as *mut _, SLOT_BYTES, advice) }),
         Way::Raw => assert_eq!(call(libc::SYS_madvise, [start, SLOT_BYTES, advice as usize]), 0),
     }
 }
