@@ -36,7 +36,7 @@ pub(crate) fn rows() -> Result<Vec<Row>, BenchError> {
     ])
 }
 
-fn row(
+pub(crate) fn row(
     name: &'static str,
     bar: f64,
     level: Exactness,
@@ -61,12 +61,12 @@ fn row(
 }
 
 /// Unmaps pages that lie apart; nanoseconds for each.
-fn unmap_each(unmap: impl Fn(usize)) -> f64 {
+pub(crate) fn unmap_each(unmap: impl Fn(usize)) -> f64 {
     let pages: Vec<usize> = (0..CALLS).map(|_| map_page()).collect();
     time(|| pages.iter().for_each(|&page| unmap(page))).0 / CALLS as f64
 }
 
-fn unmap_plain() -> f64 {
+pub(crate) fn unmap_plain() -> f64 {
     unmap_each(unmap_page)
 }
 
@@ -75,7 +75,7 @@ fn unmap_by_api(mm: &Mm) -> f64 {
 }
 
 /// Takes, touches and gives back large blocks; nanoseconds for each.
-fn allocate() -> f64 {
+pub(crate) fn allocate() -> f64 {
     let work = || {
         for _ in 0..CALLS / 8 {
             let mut block = Vec::<u8>::with_capacity(BLOCK_BYTES);

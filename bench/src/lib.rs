@@ -6,6 +6,7 @@
 mod bare;
 mod device;
 mod idle;
+mod interposed;
 mod levels;
 mod migrate;
 mod rig;
@@ -93,6 +94,10 @@ const GROUPS: &[Group] = &[
             "malloc_outside",
         ],
         measure: levels::rows,
+    },
+    Group {
+        rows: &interposed::NAMES,
+        measure: interposed::rows,
     },
     Group {
         rows: &["metadata"],

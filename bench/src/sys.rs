@@ -152,6 +152,13 @@ pub(crate) fn unmap_page(at: usize) {
     unmapped.expect("what is mapped can be unmapped");
 }
 
+/// The same by the C library's function, or what stands before it.
+pub(crate) fn unmap_by_libc(at: usize) {
+    // SAFETY: nobody uses it any more.
+    let unmapped = unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(at), 2 * PAGE_SIZE) };
+    assert_eq!(unmapped, 0, "what is mapped can be unmapped");
+}
+
 /// The same by isomem.
 pub(crate) fn unmap_announced(mm: &Mm, at: usize) {
     let range = PageRange::new(at, 2 * PAGE_SIZE).expect("a mapping is in user space");
