@@ -51,7 +51,9 @@ Examples:
   isomem dmirror -- ./hmm-tests
   isomem dmirror -- ./hmm-tests -r hmm.hmm_device_private.migrate
   isomem dmirror -- gdb --args ./hmm-tests
+  ISOMEM_EXACTNESS=exact isomem dmirror -- ./hmm-tests     devices are told of every system call, not of the C library's functions only
 
+ISOMEM_PRELOAD names the shared object libisomem_preload.so, where it is not beside this program or in a lib folder next to it.
 Exit status: the program's own; 126 it cannot be run, 127 there is no such program, 1 isomem's part is missing, 2 bad usage.";
 
 #[derive(Debug, Args)]

@@ -19,6 +19,14 @@ const NOT_FOUND: u8 = 127;
 /// Returns only where the program could not be run.
 pub(crate) fn main(options: &DmirrorArgs) -> ExitCode {
     let (name, arguments) = options.program.split_first().expect("the parser asks for a program");
+    // The object first: without it nothing is run at all.
+    let object = match object::find() {
+        Ok(object) => object,
+        Err(error) => {
+            eprintln!("isomem: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
     let path = match program::find(name) {
         Ok(path) => path,
         Err(error) => {
@@ -29,13 +37,6 @@ pub(crate) fn main(options: &DmirrorArgs) -> ExitCode {
     if let Some(obstacle) = Obstacle::of(&path) {
         eprintln!("isomem: {}: {obstacle}", path.display());
     }
-    let object = match object::find() {
-        Ok(object) => object,
-        Err(error) => {
-            eprintln!("isomem: {error}");
-            return ExitCode::from(FAILED);
-        }
-    };
     let mut preload = OsString::from(object);
     if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
         preload.push(":");

@@ -4,6 +4,9 @@ mod common;
 
 use common::{Files, isomem};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
 
 fn ends(args: &[&str], code: i32, about: &str) {
     let output = isomem(args);
@@ -76,6 +79,86 @@ fn a_static_program_is_warned_of_and_run() {
         3,
         "statically",
     );
+}
+
+#[test]
+fn drv_2_it_works_from_another_folder_and_from_where_it_is_installed() {
+    let program = Path::new(env!("CARGO_BIN_EXE_isomem"));
+    let built = program.with_file_name("deps").join("libisomem_preload.so");
+    let files = Files::new();
+    for (isomem, object) in [
+        (files.path("bin/isomem"), files.path("lib/isomem/libisomem_preload.so")),
+        (files.path("flat/isomem"), files.path("flat/libisomem_preload.so")),
+    ] {
+        for (from, to) in [(program, &isomem), (&built, &object)] {
+            std::fs::create_dir_all(to.parent().expect("a folder")).expect("made");
+            std::fs::copy(from, to).expect("copied");
+        }
+        let output = Command::new(&isomem)
+            .args(["dmirror", "--", "sh", "-c", "echo $LD_PRELOAD"])
+            .current_dir("/")
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let object = object.canonicalize().expect("it is there");
+        assert!(said.starts_with(object.to_str().expect("a plain name")), "{said}");
+        std::fs::remove_file(&object).expect("removed");
+        let output = Command::new(&isomem)
+            .args(["dmirror", "--", "true"])
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("libisomem_preload.so is missing"), "{said}");
+    }
+}
+
+#[test]
+fn drv_2_the_object_may_be_named() {
+    let named = |path: &Path| {
+        Command::new(env!("CARGO_BIN_EXE_isomem"))
+            .args(["dmirror", "--", "sh", "-c", "echo $LD_PRELOAD"])
+            .env("ISOMEM_PRELOAD", path)
+            .output()
+            .expect("it runs")
+    };
+    let files = Files::new();
+    let built = Path::new(env!("CARGO_BIN_EXE_isomem")).with_file_name("deps/libisomem_preload.so");
+    let elsewhere = files.path("mine.so");
+    std::fs::copy(built, &elsewhere).expect("copied");
+    let said = named(&elsewhere).stdout;
+    assert!(String::from_utf8_lossy(&said).contains("mine.so"));
+    let output = named(&files.path("other.so"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("ISOMEM_PRELOAD names"), "{said}");
+    let spaced = files.put("a b.so", b"");
+    let said = String::from_utf8_lossy(&named(&spaced).stderr).into_owned();
+    assert!(said.contains("colon or space"), "{said}");
+}
+
+#[test]
+fn drv_2_a_program_that_is_killed_is_seen_so() {
+    for (command, signal) in [("kill -SEGV $$", 11), ("kill -KILL $$", 9)] {
+        let output = isomem(["dmirror", "--", "sh", "-c", command]);
+        assert_eq!(output.status.signal(), Some(signal), "{command}");
+    }
+}
+
+#[test]
+fn help_has_examples_and_the_exit_statuses() {
+    let output = isomem(["dmirror", "--help"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    for part in [
+        "isomem dmirror -- ./hmm-tests",
+        "ISOMEM_EXACTNESS",
+        "ISOMEM_PRELOAD",
+        "126",
+        "127",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
 }
 
 #[test]

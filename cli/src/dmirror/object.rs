@@ -1,88 +1,75 @@
-//! The shared object: beside this program, or built into that place from the source tree.
+//! Where the shared object is.
+//!
+//! cargo makes it whenever it builds this program, which depends on it, and leaves it in `deps` beside the program; so `cargo run` always has the one that
+//! belongs to its sources. An installed program looks beside itself and in the `lib` folders next to its own.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
 
 const NAME: &str = "libisomem_preload.so";
+/// Names the object where it lies elsewhere.
+const VARIABLE: &str = "ISOMEM_PRELOAD";
+/// From the program's own folder, in the order in which they are tried. What cargo has just built comes before what was put beside it earlier.
+const FOLDERS: [&str; 4] = ["deps", ".", "../lib/isomem", "../lib"];
 
 /// Why there is no object to load.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Missing {
     /// This program's own path is unknown.
-    #[error("cannot tell where this program lies: {0}")]
+    #[error("cannot tell where this program lies: {0}; name {NAME} in {VARIABLE}")]
     Lost(#[source] io::Error),
-    /// Neither the object nor the sources.
-    #[error("{} is missing; it belongs beside this program (`cargo build --release` puts it there)", .0.display())]
-    NoSources(PathBuf),
-    /// The build could not be started.
-    #[error("{} is missing, and cargo could not be run to build it: {source}", .object.display())]
-    NoCargo {
-        /// The object.
-        object: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The build failed.
-    #[error("{} is missing, and building it failed ({status})", .object.display())]
-    Failed {
-        /// The object.
-        object: PathBuf,
-        /// How cargo ended.
-        status: ExitStatus,
-    },
+    /// The variable names nothing.
+    #[error("{VARIABLE} names {}, which is no file", .0.display())]
+    NotThere(PathBuf),
+    /// It is in none of the places.
+    #[error(
+        "{NAME} is missing; it was looked for in {}. `cargo build --release` in isomem's sources makes it, as target/release/{NAME}: \
+         copy it to one of these places, or name it in {VARIABLE}",
+        list(.0)
+    )]
+    Nowhere(Vec<PathBuf>),
     /// The dynamic linker takes a list.
-    #[error("{} cannot be preloaded, because of the colon or space in its path", .0.display())]
+    #[error("{} cannot be preloaded, because of the colon or space in its path; copy it elsewhere and name it in {VARIABLE}", .0.display())]
     BadPath(PathBuf),
 }
 
-/// The object's path. Builds it if it is not there: `cargo run` builds this program alone.
+fn list(folders: &[PathBuf]) -> String {
+    let names: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    names.join(", ")
+}
+
+/// The object's path, absolute.
 pub(super) fn find() -> Result<PathBuf, Missing> {
-    let program = std::env::current_exe().map_err(Missing::Lost)?;
-    let folder = program.parent().unwrap_or(Path::new("/"));
-    let object = folder.join(NAME);
-    if object
-        .as_os_str()
-        .as_bytes()
-        .iter()
-        .any(|byte| b": \t\n".contains(byte))
-    {
+    let object = match std::env::var_os(VARIABLE).filter(|name| !name.is_empty()) {
+        Some(name) => named(name)?,
+        None => beside(&std::env::current_exe().map_err(Missing::Lost)?)?,
+    };
+    let separates = |byte: &u8| b": \t\n".contains(byte);
+    if object.as_os_str().as_bytes().iter().any(separates) {
         return Err(Missing::BadPath(object));
-    }
-    if !object.exists() {
-        build(folder, &object)?;
     }
     Ok(object)
 }
 
-fn build(folder: &Path, object: &Path) -> Result<(), Missing> {
-    let missing = || object.to_path_buf();
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../preload/Cargo.toml");
-    let (Some(profile), Some(target), true) = (folder.file_name(), folder.parent(), sources.exists()) else {
-        return Err(Missing::NoSources(missing()));
-    };
-    eprintln!("isomem: building {} (once)", object.display());
-    let profile = if profile == "debug" { "dev".as_ref() } else { profile };
-    let status = Command::new("cargo")
-        .args(["build", "--quiet", "--manifest-path"])
-        .arg(&sources)
-        .arg("--target-dir")
-        .arg(target)
-        .arg("--profile")
-        .arg(profile)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
-        .map_err(|source| Missing::NoCargo {
-            object: missing(),
-            source,
-        })?;
-    if !status.success() || !object.exists() {
-        return Err(Missing::Failed {
-            object: missing(),
-            status,
-        });
+fn named(name: OsString) -> Result<PathBuf, Missing> {
+    let path = PathBuf::from(name);
+    match path.canonicalize() {
+        Ok(object) if object.is_file() => Ok(object),
+        _ => Err(Missing::NotThere(path)),
     }
-    Ok(())
 }
+
+fn beside(program: &Path) -> Result<PathBuf, Missing> {
+    let own = program.parent().unwrap_or(Path::new("/"));
+    let folders = FOLDERS.map(|folder| own.join(folder));
+    let found = folders.iter().find_map(|folder| {
+        let object = folder.join(NAME).canonicalize().ok()?;
+        object.is_file().then_some(object)
+    });
+    found.ok_or_else(|| Missing::Nowhere(folders.to_vec()))
+}
+
+#[cfg(test)]
+mod tests;

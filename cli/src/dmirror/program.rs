@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// There is no such program.
@@ -63,8 +63,7 @@ impl fmt::Display for Obstacle {
 
 impl Obstacle {
     pub(super) fn of(path: &Path) -> Option<Self> {
-        let found = path.metadata().ok()?;
-        if found.permissions().mode() & 0o6000 != 0 {
+        if is_privileged(path) {
             return Some(Self::Privileged);
         }
         let mut start = Vec::new();
@@ -84,13 +83,25 @@ impl Obstacle {
         }
         let table = number::<8>(image, 32)? as usize;
         let (size, count) = (number::<2>(image, 54)? as usize, number::<2>(image, 56)? as usize);
-        let mut kinds = (0..count).map(|index| number::<4>(image, table + index * size));
+        let mut kinds = (0..count).map(|index| number::<4>(image, table.saturating_add(index * size)));
         if kinds.any(|kind| kind == Some(u64::from(INTERPRETER))) {
             None
         } else {
             Some(Self::Static)
         }
     }
+}
+
+/// Whether running it changes who the process is: the kernel tells the dynamic linker, which then loads nothing that the caller names.
+fn is_privileged(path: &Path) -> bool {
+    let Ok(found) = path.metadata() else { return false };
+    let mode = found.permissions().mode();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let changes_user = mode & 0o4000 != 0 && found.uid() != uid.as_raw();
+    // Without the right to execute for the group the bit means something else.
+    let changes_group = mode & 0o2010 == 0o2010 && found.gid() != gid.as_raw();
+    let gains = !uid.is_root() && rustix::fs::getxattr(path, c"security.capability", &mut [0_u8; 64]).is_ok();
+    changes_user || changes_group || gains
 }
 
 /// `N` bytes at `at`, little-endian.

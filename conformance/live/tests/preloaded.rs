@@ -5,29 +5,11 @@ use std::process::{Command, Output};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_isomem-conformance");
 
-/// The shared object, beside the program; built if only this package was.
+/// The shared object, which cargo makes for this package and leaves beside the test.
 fn object() -> PathBuf {
-    let folder = Path::new(PROGRAM).parent().expect("a folder");
-    let object = folder.join("libisomem_preload.so");
-    let profile = match folder.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
-        Some(name) => name,
-    };
-    let status = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "-p",
-            "isomem-preload",
-            "--profile",
-            profile,
-            "--target-dir",
-        ])
-        .arg(folder.parent().expect("a folder"))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .expect("cargo runs");
-    assert!(status.success() && object.exists(), "the shared object was not built");
+    let test = std::env::current_exe().expect("the test has a path");
+    let object = test.with_file_name("libisomem_preload.so");
+    assert!(object.exists(), "{} was not built", object.display());
     object
 }
 

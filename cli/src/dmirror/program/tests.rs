@@ -34,7 +34,8 @@ fn scripts_and_broken_files_are_no_obstacle() {
     }
     let mut wild = image(2, 62, &[3]);
     wild[32..40].fill(0xff);
-    let _ = Obstacle::of_image(&wild);
+    wild[54..58].fill(0xff);
+    assert_eq!(Obstacle::of_image(&wild), Some(Obstacle::Static));
 }
 
 #[test]
@@ -45,4 +46,27 @@ fn programs_are_looked_up_as_a_shell_does() {
         Err(NotFound::Name(_))
     ));
     assert!(matches!(find(OsStr::new("/no/such/program")), Err(NotFound::Path(_))));
+}
+
+#[test]
+fn a_program_that_changes_who_runs_it_is_privileged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("program");
+    std::fs::write(&path, image(2, 62, &[3])).expect("written");
+    let set = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("permitted");
+    set(0o4755);
+    assert_eq!(Obstacle::of(&path), None, "it is the caller's own");
+    if std::os::unix::fs::chown(&path, Some(1), Some(1)).is_err() {
+        println!("the rest is skipped: only root can give a file away");
+        return;
+    }
+    for (mode, expected) in [
+        (0o4755, Some(Obstacle::Privileged)),
+        (0o2755, Some(Obstacle::Privileged)),
+        (0o2745, None),
+        (0o755, None),
+    ] {
+        set(mode);
+        assert_eq!(Obstacle::of(&path), expected, "{mode:o}");
+    }
 }
