@@ -24,7 +24,7 @@ pub enum Backing {
 /// A process in some world. Addresses and lengths are in bytes; contents are words of 8 bytes.
 pub trait Machine {
     /// An open descriptor. Closed by [`Machine::close`] only.
-    type Device: Copy;
+    type Device: Copy + Send + Sync;
 
     /// Opens device `minor`.
     fn open(&self, minor: usize) -> Result<Self::Device, Errno>;
@@ -34,6 +34,9 @@ pub trait Machine {
 
     /// Closes a descriptor.
     fn close(&self, device: Self::Device) -> Result<(), Errno>;
+
+    /// Descriptors of something else, and what they answer to a device's command; and numbers of none.
+    fn foreign(&self) -> Result<Vec<(Self::Device, Errno)>, Errno>;
 
     /// Gives a command by its number. `command.ptr` stays what it is.
     fn command(&self, device: Self::Device, number: u32, command: &mut Command) -> Result<(), Errno>;

@@ -11,7 +11,7 @@ use isomem_linux::sys::peek;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-use crate::next::{next, set_errno};
+use crate::next::{errno, next, set_errno};
 use crate::{process, remote};
 
 const PATH: &[u8] = b"/dev/hmm_dmirror";
@@ -83,7 +83,12 @@ pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_v
         process::leave_parent();
         return answer(remote::ioctl(fd, request as u32, arg.addr()).map(|()| 0));
     }
-    next!(c"ioctl" as fn(c_int, c_ulong, *mut c_void) -> c_int, fd, request, arg)
+    let result = next!(c"ioctl" as fn(c_int, c_ulong, *mut c_void) -> c_int, fd, request, arg);
+    if result == -1 && errno() == libc::ENOTTY && remote::is_device(fd) {
+        // The socket does not know this number; the device that it stands for has another word for that.
+        set_errno(libc::EINVAL);
+    }
+    result
 }
 
 /// See the module.

@@ -74,6 +74,13 @@ pub(crate) fn set_errno(errno: i32) {
     unsafe { place.write(errno) };
 }
 
+pub(crate) fn errno() -> i32 {
+    // SAFETY: the C library's own place for the calling thread.
+    let place = unsafe { libc::__errno_location() };
+    // SAFETY: valid for this thread, and nobody else uses it.
+    unsafe { place.read() }
+}
+
 /// What a function returns when it fails.
 pub(crate) trait Failed {
     const FAILED: Self;

@@ -12,9 +12,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use isomem_dmirror::{Command, Dmirror, File, MINORS, Request};
-use isomem_linux::Linux;
 use isomem_linux::sys::mapping::ForkMark;
 use isomem_linux::sys::peek;
+use isomem_linux::{ExactError, Linux, OpenError};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
@@ -319,11 +319,7 @@ pub(crate) fn open(minor: usize, flags: SocketFlags) -> Result<RawFd, Errno> {
 }
 
 fn live() -> Result<Live, Errno> {
-    let mut builder = isomem::Mm::builder();
-    if std::env::var_os("ISOMEM_EXACTNESS").is_none() {
-        builder = builder.exactness(isomem::Exactness::Interposed);
-    }
-    let mm = builder.open().map_err(|error| {
+    let mm = open_mm().map_err(|error| {
         complain(&error);
         Errno::NXIO
     })?;
@@ -332,6 +328,24 @@ fn live() -> Result<Live, Errno> {
         dmirror: Dmirror::new(core.clone(), Host(core)),
         _mm: mm,
     })
+}
+
+/// At the level that the environment names, else the interposed one.
+fn open_mm() -> Result<isomem::Mm, OpenError> {
+    let interposed = isomem::Mm::builder().exactness(isomem::Exactness::Interposed);
+    if std::env::var_os("ISOMEM_EXACTNESS").is_none() {
+        return interposed.open();
+    }
+    match isomem::Mm::builder().open() {
+        // The filter of the process that it comes from, by fork or exec, holds its calls; there is one listener, which does not serve this process.
+        Err(OpenError::Exact(ExactError::Taken)) => {
+            eprintln!(
+                "isomem: this process comes from one at the exact level: its own devices are at the interposed level"
+            );
+            interposed.open()
+        }
+        other => other,
+    }
 }
 
 fn complain(error: &dyn core::fmt::Display) {

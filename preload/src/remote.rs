@@ -12,6 +12,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Weak;
 
 use isomem_dmirror::{Command, Counts, Request};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -97,8 +98,9 @@ fn ask(device: BorrowedFd<'_>, number: u32, command: &Command, data: BorrowedFd<
     })
 }
 
-/// Serves one packet at a far end.
-pub(crate) fn serve(far: BorrowedFd<'_>, open: &Open) {
+/// Serves one packet at a far end, if there is one: an end that hangs up looks as if there were. Until there is, the open is not held, for whoever closes
+/// it brings its pages home unless a command is under way.
+pub(crate) fn serve(far: BorrowedFd<'_>, open: &Weak<Open>) {
     let mut packet = [0; ASK_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -113,10 +115,12 @@ pub(crate) fn serve(far: BorrowedFd<'_>, open: &Open) {
     let (Some(reply), Some(data), ASK_BYTES) = (fds.next(), fds.next(), got) else {
         return;
     };
+    // Closed meanwhile: who asks sees that nobody answers.
+    let Some(open) = open.upgrade() else { return };
     let number = u32::from_ne_bytes(packet[..4].try_into().unwrap_or_default());
     let command = process::command(packet[8..].try_into().unwrap_or(&[0; COMMAND_BYTES]));
     let mut answer = [0; ANSWER_BYTES];
-    match perform(open, number, &command, &data) {
+    match perform(&open, number, &command, &data) {
         Ok(counts) => {
             answer[8..16].copy_from_slice(&counts.cpages.to_ne_bytes());
             answer[16..24].copy_from_slice(&counts.faults.to_ne_bytes());

@@ -70,8 +70,8 @@ fn serve(process: &'static Process, shared: &Shared) {
         let _ = rustix::io::read(&shared.bell, &mut [0_u8; 8]);
         let (mut closed, mut served) = (false, false);
         for (events, (far, open)) in happened[1..].iter().zip(&opens) {
-            if let (true, Some(open)) = (events.contains(PollFlags::IN), open.upgrade()) {
-                remote::serve(far.as_fd(), &open);
+            if events.contains(PollFlags::IN) {
+                remote::serve(far.as_fd(), open);
                 served = true;
             }
             closed |= events.contains(PollFlags::HUP);

@@ -1,9 +1,10 @@
 //! A live process as a machine, by the C library's calls: so a preloaded object comes in between.
 
 use core::ffi::{c_int, c_void};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use std::ffi::CString;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use isomem_conformance::{Backing, Failure, Machine, Outcome};
 use isomem_core::addr::PAGE_SIZE;
@@ -85,6 +86,22 @@ impl Machine for Live {
         checked(unsafe { libc::close(device) } as isize).map(|_| ())
     }
 
+    fn foreign(&self) -> Result<Vec<(c_int, Errno)>, Errno> {
+        let (pipe, _) = rustix::pipe::pipe()?;
+        // SAFETY: plain calls with a C string.
+        let null = checked(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) } as isize)?;
+        // SAFETY: a plain call.
+        let socket = checked(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0) } as isize)?;
+        let open = [
+            pipe.into_raw_fd(),
+            null as c_int,
+            socket as c_int,
+            file(4096)?.into_raw_fd(),
+        ];
+        let none = [-1, c_int::MIN, c_int::MAX, 1 << 20].map(|fd| (fd, Errno::BADF));
+        Ok(open.map(|fd| (fd, Errno::NOTTY)).into_iter().chain(none).collect())
+    }
+
     fn command(&self, device: c_int, number: u32, command: &mut Command) -> Result<(), Errno> {
         self.command_at(device, number, core::ptr::from_mut(command).expose_provenance())
     }
@@ -144,13 +161,13 @@ impl Machine for Live {
     }
 
     fn load(&self, addr: usize) -> u64 {
-        // SAFETY: the case mapped it, readable.
-        unsafe { at::<u64>(addr).read_volatile() }
+        // SAFETY: the case mapped it, readable; bytes lie anywhere.
+        u64::from_ne_bytes(unsafe { at::<[u8; 8]>(addr).read_volatile() })
     }
 
     fn store(&self, addr: usize, value: u64) {
-        // SAFETY: the case mapped it, writable.
-        unsafe { at::<u64>(addr).write_volatile(value) };
+        // SAFETY: the case mapped it, writable; bytes lie anywhere.
+        unsafe { at::<[u8; 8]>(addr).write_volatile(value.to_ne_bytes()) };
     }
 
     fn resources(&self) -> (usize, usize) {
@@ -204,6 +221,34 @@ impl Machine for Live {
             scope.spawn(|| beside(&Self));
             main(self)
         })
+    }
+}
+
+impl Live {
+    /// From now on a SIGSEGV makes this memory readable and writable again.
+    pub(crate) fn on_fault_allow(&self, addr: usize, len_bytes: usize) {
+        static PLACE: AtomicUsize = AtomicUsize::new(0);
+        static LEN: AtomicUsize = AtomicUsize::new(0);
+        extern "C" fn allow(_: c_int) {
+            let (addr, len_bytes) = (PLACE.load(Ordering::Relaxed), LEN.load(Ordering::Relaxed));
+            Live.protect(addr, len_bytes, Some(Access::Write));
+        }
+        PLACE.store(addr, Ordering::Relaxed);
+        LEN.store(len_bytes, Ordering::Relaxed);
+        // SAFETY: the handler makes one system call, or what a preloaded object makes of it.
+        unsafe { libc::signal(libc::SIGSEGV, allow as extern "C" fn(c_int) as libc::sighandler_t) };
+    }
+
+    /// Runs `body` in a child that nobody waits for.
+    pub(crate) fn fork_beside(&self, body: &dyn Fn()) -> Result<(), Errno> {
+        let quiet = || {
+            body();
+            Ok(())
+        };
+        match Child::start(&quiet, End::Exit) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Errno::AGAIN),
+        }
     }
 }
 

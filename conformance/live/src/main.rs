@@ -2,14 +2,12 @@
 //!
 //! Each case runs in a child of its own. Exit status: 0 none failed, 1 some failed, 2 bad usage.
 
+mod ends;
 mod live;
 
-use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use isomem_conformance::{Backing, Case, Failure, Kernel, Machine, all};
-use isomem_core::world::Access;
-use isomem_dmirror::{Command, Request};
+use isomem_conformance::{Case, Failure, Kernel, all};
 use live::{Live, run_apart};
 
 const HELP: &str = "\
@@ -17,18 +15,20 @@ Usage: isomem-conformance [--list] [--on-kernel] [NAME...]
 
   --list       only name the cases
   --on-kernel  leave out what the kernel's own driver is known to do differently, or to crash on
-  --exec       only send pages to a device and then exec this program, to list the cases
+  --end HOW    only send pages to devices and then end in one of the ways that tests/ends.rs tries
   NAME         run these, or those whose name contains NAME  [all]
 ";
 
 fn main() -> ExitCode {
     let mut names = Vec::new();
     let (mut list, mut on_kernel) = (false, false);
-    for argument in std::env::args().skip(1) {
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--list" => list = true,
             "--on-kernel" => on_kernel = true,
-            "--exec" => return exec_with_pages_away(),
+            "--end" => return ends::end(&arguments.next().unwrap_or_default()).unwrap_or(ExitCode::from(2)),
+            "--after-exec" => return ends::after_exec(&arguments.next().unwrap_or_default()),
             "--help" | "-h" => {
                 print!("{HELP}");
                 return ExitCode::SUCCESS;
@@ -54,28 +54,6 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     run(&cases)
-}
-
-/// A program may exec at any time; what is on a device goes with the address space.
-fn exec_with_pages_away() -> ExitCode {
-    let away = || -> Result<(), isomem_conformance::Failure> {
-        let device = Live.open(0)?;
-        let addr = Live.map(64 << 12, Backing::Anonymous, Some(Access::Write))?;
-        let mut command = Command {
-            addr: addr as u64,
-            ptr: Live.map(64 << 12, Backing::Anonymous, Some(Access::Write))? as u64,
-            npages: 64,
-            ..Command::default()
-        };
-        Ok(Live.command(device, Request::MigrateToDevice.ioctl(), &mut command)?)
-    };
-    if let Err(failure) = away() {
-        eprintln!("{failure:?}");
-        return ExitCode::FAILURE;
-    }
-    let error = std::process::Command::new("/proc/self/exe").arg("--list").exec();
-    eprintln!("exec failed: {error}");
-    ExitCode::FAILURE
 }
 
 fn run(cases: &[Case<Live>]) -> ExitCode {

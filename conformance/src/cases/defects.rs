@@ -14,6 +14,7 @@ super::cases! {
     Defect a_read_after_a_fork
     Defect a_read_through_a_second_descriptor
     Defect the_page_after_a_change_keeps_its_entry
+    Defect a_read_of_the_page_after_a_change
     Defect migrate_to_system_through_a_second_descriptor
     Defect a_write_to_a_read_only_page_on_the_device
     Defect migrating_again_after_protection_changed_there_and_back
@@ -87,6 +88,18 @@ fn the_page_after_a_change_keeps_its_entry<M: Machine>(bench: &Bench<'_, M>) -> 
     same("faults of a read before the change", done.counts.faults, 0)?;
     let done = bench.ask(device, Request::Read, buffer)?;
     same("what is there", done.words(), vec![1, 2, 0, 0, 5, 6, 7, 8])
+}
+
+fn a_read_of_the_page_after_a_change<M: Machine>(bench: &Bench<'_, M>) -> Outcome {
+    let (device, buffer) = on_device(bench)?;
+    bench.machine.discard(buffer.page(2), 2 * 4096);
+    bench.looks(device, buffer.part(4, 1), &[0x22])?;
+    let done = bench.ask(device, Request::Read, buffer.part(4, 4))?;
+    same("faults", done.counts.faults, 0)?;
+    same("what is there", done.words(), numbers(5, 4))?;
+    bench.unmap(buffer.part(0, 4));
+    bench.reads(device, buffer.part(4, 4), 5)?;
+    bench.holds(buffer.part(4, 4), 5)
 }
 
 fn migrate_to_system_through_a_second_descriptor<M: Machine>(bench: &Bench<'_, M>) -> Outcome {
