@@ -21,7 +21,10 @@ pub enum Failure {
 
 impl From<Errno> for Failure {
     fn from(errno: Errno) -> Self {
-        Self::Wrong(format!("failed: {errno:?}"))
+        match errno {
+            Errno::OPNOTSUPP => Self::Skipped("this world has nothing of the kind".into()),
+            errno => Self::Wrong(format!("failed: {errno:?}")),
+        }
     }
 }
 
@@ -142,10 +145,10 @@ impl<'m, M: Machine> Bench<'m, M> {
         self.machine.protect(buffer.addr, buffer.len_bytes(), access);
     }
 
-    /// Gives a command with room for its answer.
+    /// Gives a command with room for its data.
     pub(crate) fn ask(&self, device: M::Device, request: Request, buffer: Buffer) -> Result<Done, Errno> {
-        let (_, taken) = request.data_bytes(buffer.pages);
-        self.give(device, request, buffer, vec![0xa5; taken])
+        let (given, taken) = request.data_bytes(buffer.pages);
+        self.give(device, request, buffer, vec![0xa5; given.max(taken)])
     }
 
     /// The device writes numbers from `from` on.
@@ -160,11 +163,11 @@ impl<'m, M: Machine> Bench<'m, M> {
     fn give(&self, device: M::Device, request: Request, buffer: Buffer, mut data: Vec<u8>) -> Result<Done, Errno> {
         let mut command = Command {
             addr: buffer.addr as u64,
-            ptr: data.as_mut_ptr().expose_provenance() as u64,
             npages: buffer.pages as u64,
             ..Command::default()
         };
-        self.machine.command(device, request.ioctl(), &mut command)?;
+        let number = request.ioctl();
+        self.machine.command_with(device, number, &mut command, &mut data)?;
         let counts = Counts {
             cpages: command.cpages,
             faults: command.faults,

@@ -21,7 +21,7 @@ pub enum Backing {
     Hugetlb,
 }
 
-/// A process in some world. Addresses and lengths are in bytes; contents are words of 8 bytes.
+/// A process in some world. What the world has nothing of is EOPNOTSUPP. Addresses and lengths are in bytes; contents are words of 8 bytes.
 pub trait Machine {
     /// An open descriptor. Closed by [`Machine::close`] only.
     type Device: Copy + Send + Sync;
@@ -40,6 +40,15 @@ pub trait Machine {
 
     /// Gives a command by its number. `command.ptr` stays what it is.
     fn command(&self, device: Self::Device, number: u32, command: &mut Command) -> Result<(), Errno>;
+
+    /// The same with data of the case's own behind `command.ptr`, instead of the program's.
+    fn command_with(
+        &self,
+        device: Self::Device,
+        number: u32,
+        command: &mut Command,
+        data: &mut [u8],
+    ) -> Result<(), Errno>;
 
     /// Gives a command that lies at `at` in the program's memory, which may be a bad address.
     fn command_at(&self, device: Self::Device, number: u32, at: usize) -> Result<(), Errno>;

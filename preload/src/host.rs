@@ -2,7 +2,7 @@
 
 use isomem_core::addr::{PAGE_SIZE, PageRange};
 use isomem_core::mm::Mm;
-use isomem_dmirror::{AreaKind, Process};
+use isomem_dmirror::{AreaKind, Place, Process};
 use isomem_linux::Linux;
 use isomem_linux::sys::maps::Vma;
 use isomem_linux::sys::peek;
@@ -13,13 +13,13 @@ use rustix::io::Errno;
 pub(crate) struct Host(pub(crate) Mm<Linux>);
 
 impl Process for Host {
-    fn read(&self, addr: usize, out: &mut [u8]) -> usize {
-        peek::read(addr, out).unwrap_or(0)
+    fn read(&self, place: Place, out: &mut [u8]) -> usize {
+        peek::read(place.addr, out).unwrap_or(0)
     }
 
-    fn write(&self, addr: usize, from: &[u8]) -> usize {
+    fn write(&self, place: Place, from: &[u8]) -> usize {
         // SAFETY: a device entry points there, so it is memory of the program, which told the device to write it.
-        unsafe { peek::write(addr, from) }.unwrap_or(0)
+        unsafe { peek::write(place.addr, from) }.unwrap_or(0)
     }
 
     fn areas(&self, range: PageRange, each: &mut dyn FnMut(PageRange, AreaKind)) -> Result<(), Errno> {

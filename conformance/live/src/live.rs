@@ -106,6 +106,11 @@ impl Machine for Live {
         self.command_at(device, number, core::ptr::from_mut(command).expose_provenance())
     }
 
+    fn command_with(&self, device: c_int, number: u32, command: &mut Command, data: &mut [u8]) -> Result<(), Errno> {
+        command.ptr = data.as_mut_ptr().expose_provenance() as u64;
+        self.command(device, number, command)
+    }
+
     fn command_at(&self, device: c_int, number: u32, place: usize) -> Result<(), Errno> {
         // SAFETY: the driver checks the address, and the case gave it buffers of the length that the command asks for.
         checked(unsafe { libc::ioctl(device, u64::from(number), at::<c_void>(place)) } as isize).map(|_| ())

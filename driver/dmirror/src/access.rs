@@ -8,10 +8,10 @@ use isomem_core::mirror::pin::PinSlot;
 use isomem_core::world::{Access, World};
 use rustix::io::Errno;
 
-use crate::Process;
 use crate::command::{Counts, Target, chunks};
 use crate::file::{Data, File, errno_of};
 use crate::side::Side;
+use crate::{Place, Process};
 
 /// Passes after which somebody else takes the pages away as fast as they come.
 const PASSES: u64 = 1000;
@@ -123,9 +123,13 @@ fn copy_span<W: World, P: Process>(
         return ControlFlow::Break(0);
     }
     let wanted = pin.len_bytes();
+    let place = Place {
+        addr: pin.addr(),
+        known_as: rest.start(),
+    };
     let copied = match access {
-        Access::Read => process.read(pin.addr(), &mut data[..wanted]),
-        Access::Write => process.write(pin.addr(), &data[..wanted]),
+        Access::Read => process.read(place, &mut data[..wanted]),
+        Access::Write => process.write(place, &data[..wanted]),
     };
     drop(pin);
     let pages = copied / PAGE_SIZE;

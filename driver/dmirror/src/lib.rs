@@ -44,15 +44,24 @@ pub enum AreaKind {
     Hugetlb,
 }
 
+/// Bytes of the program as a device reaches them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Where the device's entry points: the program's own memory, or device memory.
+    pub addr: usize,
+    /// What address the program knows them by.
+    pub known_as: usize,
+}
+
 /// What the driver asks of the process beside the core: its bytes, and what is behind an area.
 ///
 /// The methods run on threads of isomem's own and must not allocate from the program's heap.
 pub trait Process: Clone + Send + Sync + 'static {
-    /// Copies the bytes at `addr`, where a device entry points, to `out`; says how many there were. Never faults the caller.
-    fn read(&self, addr: usize, out: &mut [u8]) -> usize;
+    /// Copies the bytes there to `out`; says how many there were. Never faults the caller.
+    fn read(&self, place: Place, out: &mut [u8]) -> usize;
 
-    /// Copies `from` to `addr`, where a device entry points; says how many bytes were. Never faults the caller.
-    fn write(&self, addr: usize, from: &[u8]) -> usize;
+    /// Copies `from` there; says how many bytes were. Never faults the caller.
+    fn write(&self, place: Place, from: &[u8]) -> usize;
 
     /// Reports the areas in `range`, cut to it, in address order; what is in none of them is a hole.
     fn areas(&self, range: PageRange, each: &mut dyn FnMut(PageRange, AreaKind)) -> Result<(), Errno>;
