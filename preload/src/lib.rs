@@ -12,12 +12,13 @@
 //!   that it inherited.
 //!
 //! # Locking
-//! `table` ([`process`]) is held for look-ups and opens, with signals blocked, so that a handler that closes a descriptor cannot meet it.
+//! `table` (`process.rs`) is held for look-ups and opens, with signals blocked, so that a handler that closes a descriptor cannot meet it.
 //!
 //! Linux: the file operations of lib/test_hmm.c.
 
 mod brackets;
 mod calls;
+mod data;
 mod host;
 mod memory;
 mod next;

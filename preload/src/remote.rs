@@ -22,12 +22,12 @@ use rustix::net::{
     SendFlags, SocketAddrUnix, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
 };
 
-use crate::process::{self, Open, fetch, store};
+use crate::data::{self, COMMAND_BYTES, fetch, store};
+use crate::process::Open;
 
 /// The name that every program's end has, before a number: how a process knows a descriptor that it did not open.
 pub(crate) const NAME: &[u8] = b"isomem-dmirror.";
 
-const COMMAND_BYTES: usize = 40;
 const ASK_BYTES: usize = 8 + COMMAND_BYTES;
 const ANSWER_BYTES: usize = 8 + COMMAND_BYTES;
 
@@ -48,15 +48,15 @@ pub(crate) fn ioctl(fd: RawFd, number: u32, at: usize) -> Result<(), Errno> {
     let target = command.target()?;
     let request = Request::from_ioctl(number).ok_or(Errno::INVAL)?;
     let (given, taken) = request.data_bytes(target.npages);
-    if given.max(taken) > process::most_data() {
+    if given.max(taken) > data::most_data() {
         return Err(Errno::NOMEM);
     }
-    let data = memfd_create(c"hmm_dmirror", MemfdFlags::CLOEXEC)?;
-    ftruncate(&data, given.max(taken) as u64)?;
-    process::fill_file(data.as_fd(), command.ptr as usize, given)?;
+    let file = memfd_create(c"hmm_dmirror", MemfdFlags::CLOEXEC)?;
+    ftruncate(&file, given.max(taken) as u64)?;
+    data::fill_file(file.as_fd(), command.ptr as usize, given)?;
     // SAFETY: open, as its name was found just now; should it be closed meanwhile, sending says so.
     let device = unsafe { BorrowedFd::borrow_raw(fd) };
-    let counts = match ask(device, number, &command, data.as_fd()) {
+    let counts = match ask(device, number, &command, file.as_fd()) {
         Some(answer) => answer?,
         None => {
             return request
@@ -64,7 +64,7 @@ pub(crate) fn ioctl(fd: RawFd, number: u32, at: usize) -> Result<(), Errno> {
                 .and_then(|counts| store(at, &command.answered(counts)));
         }
     };
-    process::empty_file(data.as_fd(), command.ptr as usize, taken)?;
+    data::empty_file(file.as_fd(), command.ptr as usize, taken)?;
     store(at, &command.answered(counts))
 }
 
@@ -73,7 +73,7 @@ fn ask(device: BorrowedFd<'_>, number: u32, command: &Command, data: BorrowedFd<
     let (mine, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).ok()?;
     let mut packet = [0; ASK_BYTES];
     packet[..4].copy_from_slice(&number.to_ne_bytes());
-    packet[8..].copy_from_slice(process::words(command).as_flattened());
+    packet[8..].copy_from_slice(data::words(command).as_flattened());
     let fds = [theirs.as_fd(), data];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -118,7 +118,7 @@ pub(crate) fn serve(far: BorrowedFd<'_>, open: &Weak<Open>) {
     // Closed meanwhile: who asks sees that nobody answers.
     let Some(open) = open.upgrade() else { return };
     let number = u32::from_ne_bytes(packet[..4].try_into().unwrap_or_default());
-    let command = process::command(packet[8..].try_into().unwrap_or(&[0; COMMAND_BYTES]));
+    let command = data::command(packet[8..].try_into().unwrap_or(&[0; COMMAND_BYTES]));
     let mut answer = [0; ANSWER_BYTES];
     match perform(&open, number, &command, &data) {
         Ok(counts) => {

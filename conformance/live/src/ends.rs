@@ -15,8 +15,11 @@ use crate::live::Live;
 
 const PAGES: usize = 512;
 
+/// Ends the program, or answers its status.
+type Way = fn(&Away) -> ExitCode;
+
 /// How programs end, by the name that `--end` takes.
-const WAYS: [(&str, fn(&Away) -> ExitCode); 9] = [
+const WAYS: [(&str, Way); 9] = [
     ("return", |_| ExitCode::SUCCESS),
     ("exit-in-thread", exit_in_thread),
     ("abort", |_| std::process::abort()),

@@ -73,13 +73,13 @@ fn at_each_level(how: &str, check: impl Fn(ExitStatus, &str)) {
 
 fn exits(how: &str, code: i32) {
     at_each_level(how, |status, said| {
-        assert_eq!(status.code(), Some(code), "{how}: {said}")
+        assert_eq!(status.code(), Some(code), "{how}: {said}");
     });
 }
 
 fn is_killed(how: &str, signal: i32) {
     at_each_level(how, |status, said| {
-        assert_eq!(status.signal(), Some(signal), "{how}: {status}, {said}")
+        assert_eq!(status.signal(), Some(signal), "{how}: {status}, {said}");
     });
 }
 

@@ -1,5 +1,6 @@
 //! The cases in the simulated kernel, before every checker (DRV-2, WLD-3): LIFE-6, MIG-2, MIG-4, MIG-5, MIG-10, MIG-11 and INV-5 there.
 
+mod host;
 mod machine;
 
 use std::sync::mpsc;
