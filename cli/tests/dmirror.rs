@@ -146,6 +146,33 @@ fn drv_2_a_program_that_is_killed_is_seen_so() {
 }
 
 #[test]
+fn drv_2_an_ordinary_c_program_has_the_devices() {
+    let files = Files::new();
+    let tour = files.path("tour");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../driver/dmirror/examples/tour.c");
+    let Ok(built) = Command::new("cc").args([source, "-o"]).arg(&tour).status() else {
+        println!("skipped: there is no C compiler (`cc`)");
+        return;
+    };
+    assert!(built.success());
+    let tour = tour.to_str().expect("a plain name");
+    for level in ["interposed", "exact"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_isomem"))
+            .args(["dmirror", "--", tour])
+            .env("ISOMEM_EXACTNESS", level)
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{level}: {said}{errors}");
+        let expected = "sent 4 pages\non the device: 4 of 4\nfaults of a device write: 0\npage 3, by the device\npage 3 is at home\n";
+        assert_eq!(said, expected, "{level}");
+    }
+    let alone = Command::new(tour).output().expect("it runs");
+    assert!(!alone.status.success() || Path::new("/dev/hmm_dmirror0").exists());
+}
+
+#[test]
 fn help_has_examples_and_the_exit_statuses() {
     let output = isomem(["dmirror", "--help"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
