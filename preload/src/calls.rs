@@ -139,6 +139,10 @@ pub(crate) unsafe extern "C" fn dup3(from: c_int, to: c_int, flags: c_int) -> c_
 /// As for the C library's function of this name.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    if let Some(process) = process::open_here().filter(|_| flags == 0) {
+        // Devices first, while the descriptors that they live on are there: some of those may lie in the same range.
+        process.close_devices(first, last);
+    }
     let result = next!(c"close_range" as fn(c_uint, c_uint, c_int) -> c_int, first, last, flags);
     if let Some(process) = process::open_here() {
         process.sweep();

@@ -245,6 +245,24 @@ impl Process {
         self.find(fd).is_some()
     }
 
+    /// Closes the program's descriptors of devices in this range, and brings home what was on them.
+    pub(crate) fn close_devices(&self, first: u32, last: u32) {
+        let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+            return;
+        };
+        let numbers = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let ours: Vec<RawFd> = numbers
+            .filter(|fd: &RawFd| (first..=last).contains(&fd.cast_unsigned()) && self.has(*fd))
+            .collect();
+        for fd in ours {
+            // SAFETY: the program has asked for it to be closed.
+            unsafe { rustix::io::close(fd) };
+        }
+        self.sweep();
+    }
+
     /// Ends the opens whose last descriptor is closed and that no command goes through any more.
     pub(crate) fn sweep(&self) {
         let _quiet = Quiet::new();

@@ -244,6 +244,12 @@ impl Live {
         unsafe { libc::signal(libc::SIGSEGV, allow as extern "C" fn(c_int) as libc::sighandler_t) };
     }
 
+    /// Closes every descriptor from this number on.
+    pub(crate) fn close_from(&self, first: u32) {
+        // SAFETY: the caller uses none of them any more.
+        unsafe { libc::close_range(first, u32::MAX, 0) };
+    }
+
     /// Runs `body` in a child that nobody waits for.
     pub(crate) fn fork_beside(&self, body: &dyn Fn()) -> Result<(), Errno> {
         let quiet = || {

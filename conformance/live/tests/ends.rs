@@ -114,6 +114,12 @@ fn drv_2_a_program_handles_its_faults_on_pages_of_the_device() {
 }
 
 #[test]
+fn drv_2_a_program_closes_every_descriptor_at_once() {
+    let (status, said) = ended(start("close-range", "interposed"));
+    assert_eq!(status.code(), Some(0), "{said}");
+}
+
+#[test]
 fn drv_2_a_program_becomes_another() {
     exits("exec", 0);
 }
