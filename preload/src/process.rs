@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use isomem_dmirror::{Dmirror, File, MINORS, Request};
 use isomem_linux::sys::mapping::ForkMark;
-use isomem_linux::{ExactError, Linux, OpenError};
+use isomem_linux::{Linux, OpenError};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
@@ -350,19 +350,10 @@ fn live() -> Result<Live, Errno> {
 
 /// At the level that the environment names, else the interposed one.
 fn open_mm() -> Result<isomem::Mm, OpenError> {
-    let interposed = isomem::Mm::builder().exactness(isomem::Exactness::Interposed);
-    if std::env::var_os("ISOMEM_EXACTNESS").is_none() {
-        return interposed.open();
-    }
-    match isomem::Mm::builder().open() {
-        // The filter of the process that it comes from, by fork or exec, holds its calls; there is one listener, which does not serve this process.
-        Err(OpenError::Exact(ExactError::Taken)) => {
-            eprintln!(
-                "isomem: this process comes from one at the exact level: its own devices are at the interposed level"
-            );
-            interposed.open()
-        }
-        other => other,
+    let builder = isomem::Mm::builder();
+    match std::env::var_os("ISOMEM_EXACTNESS") {
+        Some(_) => builder.open(),
+        None => builder.exactness(isomem::Exactness::Interposed).open(),
     }
 }
 
