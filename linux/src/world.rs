@@ -373,7 +373,7 @@ impl World for Linux {
     fn track(&self, range: PageRange) -> Result<(), WorldError> {
         // In a fork's child the parent's descriptor still has it until the parent has read of the fork, and given the child what was away: that is as
         // long as it takes, but it ends. Somebody else's descriptor stays.
-        const AT_MOST_NS: u64 = 2_000_000_000;
+        const AT_MOST_NS: u64 = 1_000_000_000;
         let until = self.now_ns() + AT_MOST_NS;
         let mut result = self.program.register(range);
         while result == Err(Errno::BUSY) && self.now_ns() < until {
