@@ -7,8 +7,8 @@
 //! # Invariants
 //! - READ-1 (NTF-3): a read under way overlaps no active invalidation, unless it is marked stale.
 //! - READ-2 (FLT-3): a ticket delays its invalidators until the read ends or [`TURN`](super::invalidate::TURN) is over, whichever is first.
-//! - READ-3 (FLT-3): a read with a ticket that waits is overtaken [`PATIENCE`] times at most. Who overtakes it may be what the one it waits for
-//!   is waiting for.
+//! - READ-3 (FLT-3): a read that waits is overtaken [`PATIENCE`] times before it has a ticket that counts. Who overtakes it may be what the one it
+//!   waits for is waiting for.
 //!
 //! # Locking
 //! `state`, as a leaf, for the begin and the end of a read; [`Read::is_stale`] takes no lock.
@@ -102,12 +102,15 @@ impl Reading {
 
     pub(super) fn spend_ticket(&mut self) {
         self.ticket = false;
+        self.overtaken = 0;
     }
 
-    /// An invalidation begins.
+    /// An invalidation begins. Who is overtaken too often gets a ticket, also where no attempt of his has failed: else a stream of invalidations
+    /// that overlap each other would keep him from the first.
     pub(super) fn note_overtaking(&mut self, by: PageRange) {
         if !self.is_under_way() && self.range.overlaps(by) {
             self.overtaken = self.overtaken.saturating_add(1);
+            self.ticket |= self.overtaken >= PATIENCE;
         }
     }
 }

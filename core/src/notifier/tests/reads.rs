@@ -162,25 +162,29 @@ fn flt_3_stuck_reader_delays_invalidations_once_only() {
 
 #[test]
 fn read_3_a_reader_that_waits_for_another_invalidation_is_overtaken_a_few_times() {
-    let notifier = notifier();
-    let mut reader = with_ticket(&notifier, pages(0, 4));
-    thread::scope(|scope| {
-        let guard = notifier.invalidate(pages(1, 1), Cause::Clear, None).unwrap();
-        let waits = scope.spawn(move || drop(reader.begin().unwrap()));
-        while notifier.stats().collisions == 0 {
-            thread::yield_now();
-        }
-        let overtake = || {
-            let overtaking = || notifier.invalidate(pages(3, 1), Cause::Clear, None).unwrap().commit();
-            thread::scope(|scope| drop(scope.spawn(overtaking)));
-        };
-        (0..super::super::read::PATIENCE).for_each(|_| overtake());
-        assert_eq!(notifier.stats().turns, 0, "what it waits for may wait for these");
-        overtake();
-        assert_eq!(notifier.stats().turns, 1, "it is its turn");
-        guard.commit();
-        waits.join().unwrap();
-    });
+    // Without a ticket from failed attempts, too.
+    for failed in [0, super::super::read::PATIENCE] {
+        let notifier = notifier();
+        let mut reader = notifier.read(pages(0, 4));
+        (0..failed).for_each(|_| drop(reader.begin().unwrap()));
+        thread::scope(|scope| {
+            let guard = notifier.invalidate(pages(1, 1), Cause::Clear, None).unwrap();
+            let waits = scope.spawn(move || drop(reader.begin().unwrap()));
+            while notifier.stats().collisions == 0 {
+                thread::yield_now();
+            }
+            let overtake = || {
+                let overtaking = || notifier.invalidate(pages(3, 1), Cause::Clear, None).unwrap().commit();
+                thread::scope(|scope| drop(scope.spawn(overtaking)));
+            };
+            (0..super::super::read::PATIENCE).for_each(|_| overtake());
+            assert_eq!(notifier.stats().turns, 0, "what it waits for may wait for these");
+            overtake();
+            assert_eq!(notifier.stats().turns, 1, "it is its turn");
+            guard.commit();
+            waits.join().unwrap();
+        });
+    }
 }
 
 #[test]
