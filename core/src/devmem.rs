@@ -275,8 +275,17 @@ impl<M: Metadata> DeviceMemory<M> {
         drop(gone);
     }
 
+    /// Releases every mirror of the device, on the calling thread: a release may wait for what needs the threads that jobs run on.
+    pub(crate) fn release_listeners(&self) {
+        let mut next = 0;
+        while let Some((number, listener)) = self.listener_from(next) {
+            listener.release();
+            next = number + 1;
+        }
+    }
+
     /// The listener with the smallest number from `first` on, and its number. Who walks them misses nobody, also while others leave.
-    pub(crate) fn listener_from(&self, first: u64) -> Option<(u64, M::Shared<dyn Subscriber>)> {
+    fn listener_from(&self, first: u64) -> Option<(u64, M::Shared<dyn Subscriber>)> {
         let listeners = self.listeners.lock();
         let at = listeners.all.partition_point(|(number, _)| *number < first);
         listeners.all.get(at).cloned()

@@ -26,25 +26,34 @@ use crate::world::World;
 /// Where the release of the device stands.
 pub(super) enum Release {
     Pending,
-    /// On this thread.
+    /// The device's callback runs, on this thread.
     Runs(Here),
+    /// It has returned; the table is to be emptied, by whoever is first.
+    Stopped,
+    Empties,
     Over,
 }
 
-struct ReleaseOver<'a, W: World, D: Device>(&'a MirrorState<W, D>);
+/// The device's callback runs. Also when it panics it is over: others may wait for it.
+struct Running<'a, W: World, D: Device>(&'a MirrorState<W, D>);
 
-impl<W: World, D: Device> Drop for ReleaseOver<'_, W, D> {
+impl<W: World, D: Device> Drop for Running<'_, W, D> {
     fn drop(&mut self) {
-        *self.0.release.lock() = Release::Over;
-        self.0.release_over.notify_all();
+        self.0.set_release(Release::Stopped);
     }
 }
 
 impl<W: World, D: Device> MirrorState<W, D> {
+    fn set_release(&self, release: Release) {
+        *self.release.lock() = release;
+        self.release_over.notify_all();
+    }
+
     /// The first of exit, unregister and failure releases the device (MIR-1); the others wait until it has returned (MIR-3), but for one
     /// that is inside it and would wait for itself. Afterwards the table is empty, and stays so (MIR-5).
     ///
-    /// The device's callback runs on the calling thread: what it waits for may need the threads that jobs run on.
+    /// The device's callback runs on the calling thread: what it waits for may need the threads that jobs run on. For the same reason nobody
+    /// should wait here on one of those for longer than the table takes.
     pub(super) fn release_once(this: &Shared<W, Self>) -> Result<(), Inside> {
         let here = Here::now();
         let mut release = this.release.lock();
@@ -53,22 +62,42 @@ impl<W: World, D: Device> MirrorState<W, D> {
                 Release::Pending => break,
                 Release::Runs(thread) if thread == here => return Err(Inside::Release),
                 Release::Runs(_) => release = this.release_over.wait(release),
-                Release::Over => return Ok(()),
+                Release::Stopped | Release::Empties | Release::Over => {
+                    drop(release);
+                    Self::empty(this);
+                    return Ok(());
+                }
             }
         }
         *release = Release::Runs(here);
         drop(release);
-        // Also when the device's callback panics: others may wait for it.
-        let _over = ReleaseOver(this);
+        let running = Running(this);
         this.released.store(true, Ordering::Release);
         this.device.release();
-        let state = this.clone();
-        // Not on the program's stack, which may be away: who brings it home needs the same lock.
-        this.mm.off_stack(move || {
-            let _update = state.lock_update();
-            state.zap(PageRange::ALL);
-        });
+        drop(running);
+        Self::empty(this);
         Ok(())
+    }
+
+    /// Empties the table, or waits until it is. Not on the program's stack, which may be away: who brings it home needs the same lock. Whoever
+    /// waits for this is on a thread that can do it, so it need not wait for a thread to become free.
+    fn empty(this: &Shared<W, Self>) {
+        let state = this.clone();
+        this.mm.off_stack(move || {
+            let mut release = state.release.lock();
+            while matches!(*release, Release::Empties) {
+                release = state.release_over.wait(release);
+            }
+            if !matches!(*release, Release::Stopped) {
+                return;
+            }
+            *release = Release::Empties;
+            drop(release);
+            let update = state.lock_update();
+            state.zap(PageRange::ALL);
+            drop(update);
+            state.set_release(Release::Over);
+        });
     }
 }
 
@@ -104,8 +133,8 @@ impl<W: World, D: Device> Mirror<W, D> {
             return Err(subscription.defer(Inside::Callback));
         }
         let mm = &self.state.mm;
-        let asked = mm.clone();
-        if let Err(inside) = mm.off_stack(move || asked.notifier.outside()) {
+        let (asked, here) = (mm.clone(), Here::now());
+        if let Err(inside) = mm.off_stack(move || asked.notifier.outside(here)) {
             return Err(subscription.defer(inside));
         }
         if let Err(inside) = MirrorState::<W, D>::release_once(&self.state) {

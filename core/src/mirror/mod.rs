@@ -223,16 +223,15 @@ impl<W: World> DeviceHandle<W> {
         if self.mm.check_entry().is_err() {
             return 0;
         }
-        let (mm, memory) = (self.mm.clone(), self.memory.clone());
+        let mm = self.mm.clone();
         self.mm.off_stack(move || {
             // Who was on the way when the flag was raised arrives; who comes later sees it.
             mm.gate.close();
             mm.gate.open();
-            let mut next = 0;
-            while let Some((number, listener)) = memory.listener_from(next) {
-                listener.release();
-                next = number + 1;
-            }
+        });
+        self.memory.release_listeners();
+        let (mm, memory) = (self.mm.clone(), self.memory.clone());
+        self.mm.off_stack(move || {
             // Twice: the first may meet pages that are still on their way out.
             mm.home_range(PageRange::ALL, Some(memory.id), Why::Request);
             mm.home_range(PageRange::ALL, Some(memory.id), Why::Request).skipped

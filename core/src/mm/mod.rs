@@ -250,6 +250,9 @@ impl<W: World> Mm<W> {
             return;
         }
         let mm = self.clone();
+        let devices = self.off_stack(move || mm.devices.lock().clone());
+        devices.iter().flatten().for_each(|memory| memory.release_listeners());
+        let mm = self.clone();
         self.off_stack(move || {
             // Only refused inside a callback or an invalidation, and this thread is in none.
             let exited = mm.notifier.exit();

@@ -311,9 +311,12 @@ impl<M: Metadata> Drop for Releasing<'_, M> {
 }
 
 impl<M: Metadata> Notifier<M> {
-    /// Whether the calling thread may wait for callbacks of others.
-    pub(crate) fn outside(&self) -> Result<(), Inside> {
-        self.inner.outside()
+    /// Whether `thread`, which is in no callback, may wait for callbacks of others.
+    pub(crate) fn outside(&self, thread: Here) -> Result<(), Inside> {
+        if self.inner.state.lock().invalidating(thread) {
+            return Err(Inside::Invalidation);
+        }
+        Ok(())
     }
 
     /// From its return on, every invalidation that meets `interval` calls `subscriber` (INV-8); a read that overlaps an earlier one
