@@ -190,6 +190,8 @@ pub(crate) struct DeviceMemory<M: Metadata> {
     pub(crate) arena: ArenaRange,
     /// No more pages go there.
     pub(crate) failed: AtomicBool,
+    /// Set once the mirrors of a device that failed are released: no access of it needs a page any more.
+    pub(crate) closed: AtomicBool,
     /// Mirrors that are not yet unregistered.
     pub(crate) mirrors: AtomicUsize,
     /// The same as their notifier sees them, for the device's failure.
@@ -236,7 +238,7 @@ impl<M: Metadata> DeviceMemory<M> {
                 oldest: NIL,
             },
         );
-        let (failed, mirrors) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let (failed, closed, mirrors) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(0));
         let listeners = Listeners {
             next: 0,
             all: Vec::new_in(M::default()),
@@ -249,6 +251,7 @@ impl<M: Metadata> DeviceMemory<M> {
             capacity_pages,
             arena,
             failed,
+            closed,
             mirrors,
             listeners,
             pool,

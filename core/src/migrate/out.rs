@@ -25,11 +25,22 @@ pub(crate) enum Goal {
     Exclusive,
 }
 
+/// Why pages are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    /// Somebody wants them there. A device that failed takes none.
+    Asked,
+    /// An access in flight needs a page that was taken from under it. One that failed takes it until its mirrors are released, for that waits
+    /// for the access.
+    Recall,
+}
+
 /// Who sends pages, on whose account, and what for.
 pub(crate) struct Sender<'a, W: World> {
     pub(crate) memory: &'a DeviceMemory<W::Meta>,
     pub(crate) budget: &'a Shared<W, Budget>,
     pub(crate) goal: Goal,
+    pub(crate) occasion: Occasion,
     pub(crate) elsewhere: Elsewhere,
 }
 
@@ -40,7 +51,16 @@ impl<'a, W: World> Sender<'a, W> {
             memory,
             budget,
             goal: Goal::Memory,
+            occasion: Occasion::Asked,
             elsewhere: Elsewhere::Take,
+        }
+    }
+
+    fn takes_pages(&self) -> bool {
+        // Acquire pairs with the Release in DeviceHandle::fail.
+        match self.occasion {
+            Occasion::Asked => !self.memory.failed.load(Ordering::Acquire),
+            Occasion::Recall => !self.memory.closed.load(Ordering::Acquire),
         }
     }
 
@@ -144,7 +164,7 @@ impl<W: World> MmState<W> {
         let collected = if self.has_exited() {
             report.skip(range, SkipReason::Exited);
             Ok(())
-        } else if Self::takes_pages(sender.memory) {
+        } else if sender.takes_pages() {
             self.collect(sender, range, &mut batch, report)
         } else {
             report.skip(range, SkipReason::DeviceFailed);
@@ -366,12 +386,6 @@ impl<W: World> MmState<W> {
             charge: sender.budget.clone(),
         });
         Ok((grant.base_page, grant.broken))
-    }
-
-    /// Whether the device still takes pages.
-    pub(crate) fn takes_pages(memory: &DeviceMemory<W::Meta>) -> bool {
-        // Acquire pairs with the Release in DeviceHandle::fail.
-        !memory.failed.load(Ordering::Acquire)
     }
 }
 

@@ -218,7 +218,7 @@ impl<W: World> DeviceHandle<W> {
     ///
     /// Every mirror is released (LIFE-3); its owner still unregisters it. Blocks until that is done and the pages are home.
     pub fn fail(&self) -> usize {
-        // Release pairs with the Acquire in `takes_pages`.
+        // Release pairs with the Acquire in `Sender::takes_pages`.
         self.memory.failed.store(true, Ordering::Release);
         if self.mm.check_entry().is_err() {
             return 0;
@@ -230,8 +230,12 @@ impl<W: World> DeviceHandle<W> {
             mm.gate.open();
         });
         self.memory.release_listeners();
+        // As above.
+        self.memory.closed.store(true, Ordering::Release);
         let (mm, memory) = (self.mm.clone(), self.memory.clone());
         self.mm.off_stack(move || {
+            mm.gate.close();
+            mm.gate.open();
             // Twice: the first may meet pages that are still on their way out.
             mm.home_range(PageRange::ALL, Some(memory.id), Why::Request);
             mm.home_range(PageRange::ALL, Some(memory.id), Why::Request).skipped
@@ -290,7 +294,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
     }
 
     fn has_failed(&self) -> bool {
-        !crate::mm::MmState::<W>::takes_pages(&self.memory)
+        self.memory.failed.load(Ordering::Acquire)
     }
 
     fn sender(&self) -> Sender<'_, W> {

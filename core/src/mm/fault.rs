@@ -20,7 +20,7 @@ use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, VirtAddr};
 use crate::devmem::{DeviceMemory, MemoryKind};
 use crate::migrate::SkipReason;
 use crate::migrate::home::{Homeward, Which, Why};
-use crate::migrate::out::{Goal, OutError, Sender};
+use crate::migrate::out::{Goal, Occasion, OutError, Sender};
 use crate::mm::MmState;
 use crate::mm::block::arena_pages;
 use crate::notifier::Cause;
@@ -189,6 +189,7 @@ impl<W: World> MmState<W> {
         };
         let sender = Sender {
             goal,
+            occasion: Occasion::Recall,
             ..Sender::new(&memory, &budget)
         };
         self.recall(&memory, &sender, id, index)
