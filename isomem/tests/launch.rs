@@ -5,6 +5,8 @@
     reason = "a raw launch and the accesses in its kernel share one reason"
 )]
 
+mod apart;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -435,31 +437,37 @@ fn wld_2_a_launch_waits_until_the_device_is_told_of_memory_that_was_unmapped_bef
 
 #[test]
 fn a_hole_is_a_fault_with_its_address_and_what_came_before_is_done() {
-    let (_mm, device, mirror) = open(config(Placement::OnTouch));
-    let memory = numbered(8 * PAGE_SIZE);
-    let hole = memory.start + 4 * PAGE_SIZE;
-    // SAFETY: these pages are touched by nobody from here on.
-    assert_eq!(unsafe { libc::munmap(hole as *mut _, PAGE_SIZE) }, 0);
-    let start = memory.start;
-    // SAFETY: the words that are mapped are written by nobody.
-    let failed = unsafe {
-        mirror.launch_raw(|worker| {
-            (start..start + 8 * PAGE_SIZE).step_by(8).try_for_each(|at| {
-                worker
-                    .peek(at as *const u64)
-                    .map(|word| assert_eq!(word, (at - start) as u64 / 8 * 3 + 1))
-            })
-        })
-    };
-    let fault = failed.unwrap_err().fault().unwrap();
-    assert!(
-        matches!(fault, DeviceFault::Hole { addr } if addr.get() == hole),
-        "{fault}"
+    // What is unmapped stays so: here no other test maps anything.
+    apart::apart(
+        "a_hole_is_a_fault_with_its_address_and_what_came_before_is_done",
+        || {
+            let (_mm, device, mirror) = open(config(Placement::OnTouch));
+            let memory = numbered(8 * PAGE_SIZE);
+            let hole = memory.start + 4 * PAGE_SIZE;
+            // SAFETY: these pages are touched by nobody from here on.
+            assert_eq!(unsafe { libc::munmap(hole as *mut _, PAGE_SIZE) }, 0);
+            let start = memory.start;
+            // SAFETY: the words that are mapped are written by nobody.
+            let failed = unsafe {
+                mirror.launch_raw(|worker| {
+                    (start..start + 8 * PAGE_SIZE).step_by(8).try_for_each(|at| {
+                        worker
+                            .peek(at as *const u64)
+                            .map(|word| assert_eq!(word, (at - start) as u64 / 8 * 3 + 1))
+                    })
+                })
+            };
+            let fault = failed.unwrap_err().fault().unwrap();
+            assert!(
+                matches!(fault, DeviceFault::Hole { addr } if addr.get() == hole),
+                "{fault}"
+            );
+            // SAFETY: nobody accesses it.
+            let failed = unsafe { mirror.launch_raw(|worker| worker.peek(std::ptr::dangling::<u64>())) };
+            assert!(matches!(failed.unwrap_err().fault(), Some(DeviceFault::Hole { addr }) if addr.get() == 8));
+            close(device, mirror);
+        },
     );
-    // SAFETY: nobody accesses it.
-    let failed = unsafe { mirror.launch_raw(|worker| worker.peek(std::ptr::dangling::<u64>())) };
-    assert!(matches!(failed.unwrap_err().fault(), Some(DeviceFault::Hole { addr }) if addr.get() == 8));
-    close(device, mirror);
 }
 
 #[test]
@@ -662,24 +670,27 @@ fn mig_13_the_verbs_move_pages_ahead_of_time() {
 
 #[test]
 fn inv_the_device_sees_protection_and_unmapping_at_once() {
-    let (mm, device, mirror) = open(config(Placement::OnTouch));
-    let memory = numbered(4 * PAGE_SIZE);
-    let at = memory.start;
-    let poke = || {
-        // SAFETY: nobody else accesses the word meanwhile.
-        let done = unsafe { mirror.launch_raw(|worker| worker.poke(at as *mut u64, 77)) };
-        done.map_err(|error| error.fault().unwrap()).map(drop)
-    };
-    poke().unwrap();
-    // SAFETY: nobody writes it meanwhile.
-    unsafe { mm.protect(memory.range(), Some(Access::Read)) }.unwrap();
-    assert!(matches!(poke(), Err(DeviceFault::ReadOnly { .. })));
-    assert_eq!(memory.words()[0], 77);
-    // SAFETY: nobody uses it any more; unmapping it again later does no harm.
-    unsafe { mm.unmap(memory.range()) }.unwrap();
-    assert!(matches!(poke(), Err(DeviceFault::Hole { .. })));
-    core::mem::forget(memory);
-    close(device, mirror);
+    // What is unmapped stays so: here no other test maps anything.
+    apart::apart("inv_the_device_sees_protection_and_unmapping_at_once", || {
+        let (mm, device, mirror) = open(config(Placement::OnTouch));
+        let memory = numbered(4 * PAGE_SIZE);
+        let at = memory.start;
+        let poke = || {
+            // SAFETY: nobody else accesses the word meanwhile.
+            let done = unsafe { mirror.launch_raw(|worker| worker.poke(at as *mut u64, 77)) };
+            done.map_err(|error| error.fault().unwrap()).map(drop)
+        };
+        poke().unwrap();
+        // SAFETY: nobody writes it meanwhile.
+        unsafe { mm.protect(memory.range(), Some(Access::Read)) }.unwrap();
+        assert!(matches!(poke(), Err(DeviceFault::ReadOnly { .. })));
+        assert_eq!(memory.words()[0], 77);
+        // SAFETY: nobody uses it any more; unmapping it again later does no harm.
+        unsafe { mm.unmap(memory.range()) }.unwrap();
+        assert!(matches!(poke(), Err(DeviceFault::Hole { .. })));
+        core::mem::forget(memory);
+        close(device, mirror);
+    });
 }
 
 #[test]
