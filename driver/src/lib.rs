@@ -1,0 +1,16 @@
+//! The drivers that the HMM and mmu-notifier threads argue about, each a small client of isomem's core.
+//!
+//! | driver | its counterpart in Linux | for hardware that |
+//! |---|---|---|
+//! | [`svm`] | nouveau's svm | faults, and replays or cancels |
+//! | [`userptr`] | i915's userptr | cannot fault: pages are got when work is submitted |
+//! | [`shadow`] | KVM's MMU | walks a shadow of the CPU's page table |
+//! | [`odp`] | RDMA's on-demand paging | works on regions with keys, from queues of requests |
+//! | [`engines`] | amdgpu's queues | has two engines that stop in different ways |
+#![forbid(unsafe_code)]
+
+pub mod engines;
+pub mod odp;
+pub mod shadow;
+pub mod svm;
+pub mod userptr;
