@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdGuard, PoisonError};
 
 use isomem_core::addr::{PAGE_SIZE, PageRange};
 use isomem_core::notifier::{Blocking, Cause};
+use isomem_core::world::Access;
 
 use crate::checker::Verdict;
 use crate::journal::{Event, Frame, Journal};
@@ -286,7 +287,7 @@ impl Kernel {
     pub fn dma(&self, actor: crate::journal::Actor, page: usize, frame: Frame, word: usize, op: Op) -> u64 {
         self.point();
         let mut state = self.lock();
-        if frame == ZERO && op != Op::Load {
+        if frame == ZERO && op.access() == Access::Write {
             let sentence =
                 format!("{actor} writes to the page of zeroes, which it has for page {page} and everybody shares");
             self.0.journal.found(Verdict::StaleAccess, sentence);

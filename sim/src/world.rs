@@ -6,6 +6,7 @@
 //! # Locking
 //! None of its own. What changes an address space blocks until the reader of events has read, as on Linux.
 
+mod bus;
 mod pager;
 
 use allocator_api2::alloc::Global;
@@ -15,6 +16,7 @@ use isomem_core::world::{Access, Area, ArenaRange, Moved, PopulateError, Pte, Pt
 use crate::kernel::{Channel, Copies, Errno, Origin, Process, Progress, Zeroes};
 use crate::sync::thread;
 
+pub use bus::SimWindow;
 pub use pager::{Arenas, Pager};
 
 /// Attempts before EAGAIN is reported.

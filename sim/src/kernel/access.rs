@@ -1,6 +1,7 @@
 //! Loads and stores through a page table, and what the kernel does when they fault.
 
 use isomem_core::addr::{PAGE_SIZE, PageRange};
+use isomem_core::bus::AtomicOp;
 use isomem_core::notifier::{Blocking, Cause};
 use isomem_core::world::Access;
 
@@ -18,6 +19,8 @@ pub enum Op {
     Store(u64),
     /// Add this, as one step.
     Add(u64),
+    /// Any other operation in one step.
+    Atomic(AtomicOp<u64>),
 }
 
 impl Op {
@@ -26,6 +29,23 @@ impl Op {
         match self {
             Self::Load => Access::Read,
             Self::Store(_) | Self::Add(_) => Access::Write,
+            Self::Atomic(op) => op.access(),
+        }
+    }
+
+    /// What it leaves where `before` was.
+    fn after(self, before: u64) -> u64 {
+        match self {
+            Self::Load | Self::Atomic(AtomicOp::Load) => before,
+            Self::Store(value) | Self::Atomic(AtomicOp::Swap(value)) => value,
+            Self::Add(value) | Self::Atomic(AtomicOp::Add(value)) => before.wrapping_add(value),
+            Self::Atomic(AtomicOp::And(value)) => before & value,
+            Self::Atomic(AtomicOp::Or(value)) => before | value,
+            Self::Atomic(AtomicOp::Xor(value)) => before ^ value,
+            Self::Atomic(AtomicOp::Min(value)) => before.min(value),
+            Self::Atomic(AtomicOp::Max(value)) => before.max(value),
+            Self::Atomic(AtomicOp::CompareExchange { expected, new }) if before == expected => new,
+            Self::Atomic(AtomicOp::CompareExchange { .. }) => before,
         }
     }
 }
@@ -246,11 +266,10 @@ impl State {
                 value: before,
             });
         }
-        let after = match op {
-            Op::Load => return before,
-            Op::Store(value) => value,
-            Op::Add(value) => before.wrapping_add(value),
-        };
+        if op.access() == Access::Read {
+            return before;
+        }
+        let after = op.after(before);
         *cell = after;
         self.shadow.entry(page).or_default()[word] = after;
         journal.record(Event::Write {
