@@ -4,6 +4,7 @@
 
 mod common;
 
+use isomem_core::addr::VirtAddr;
 use isomem_sim::journal::Journal;
 use isomem_sim::rig::{Config, Rig, STRICT_GPU, TAKING_GPU, TWO_GPUS};
 use isomem_sim::sync::thread::JoinHandle;
@@ -192,4 +193,27 @@ fn mig_4_and_5_announced_changes_keep_what_they_should() {
 #[test]
 fn mig_5_changes_past_isomem_lose_nothing_but_what_they_drop() {
     run(late_changes);
+}
+
+/// One page at home, one on the device, one that was never touched.
+fn maps_what_is_there(journal: &Journal) {
+    let rig = Rig::new(journal, 4);
+    (0..2).for_each(|page| rig.cpu_write(page, 0, 7));
+    assert_eq!(rig.migrate(1, 1), 1);
+    rig.protect(3, 1, None).unwrap();
+    let mirror = rig.gpu(0).mirror().unwrap();
+    let mapped = mirror.map_resident(rig.range(0, 4)).unwrap();
+    assert_eq!((mapped.pages, mapped.on_device), (2, 1));
+    assert_eq!(rig.process().frame_at(rig.page(2)), None, "nothing is brought in");
+    for page in 0..4 {
+        let at = VirtAddr::new(rig.range(page, 1).start()).unwrap();
+        assert_eq!(mirror.state().table().get(at).is_some(), page < 2, "page {page}");
+    }
+    drop(mirror);
+    rig.shut_down();
+}
+
+#[test]
+fn mig_13_what_is_resident_is_mapped_and_nothing_is_brought_in() {
+    explore(TIMES, |journal, _| maps_what_is_there(journal));
 }

@@ -1,17 +1,99 @@
-//! Bytes through a mirror's table, for a driver without workers: it reads and writes as its device would, and brings pages in when it must.
+//! Bytes through a mirror's table: as far as it goes, or with the misses served.
+//!
+//! # Invariants
+//! - CPY-1 (LIFE-3): who reaches memory saw the mirror not released after he had pinned. `release` comes after that mark and waits for pins, so either it
+//!   sees the pin, or nothing is reached.
+//! - CPY-2 (FLT-3): a miss is served [`TRIES`] times at most. Pages that do not stay on the device are left where they are after [`MIGRATING_TRIES`].
 //!
 //! # Locking
 //! As for a worker: no lock may be held that serving a fault needs, and an invalidation of the pages waits while a span of them is copied.
 //! The buffer should be memory that is not mirrored.
 
 use crate::addr::VirtAddr;
-use crate::bus::{Bus, BusError, Span};
+use crate::bus::{Bus, BusError, Span, Window};
 use crate::device::Device;
 use crate::mirror::MirrorState;
-use crate::mirror::pin::PinSlot;
+use crate::mirror::pin::{PinSlot, Wanted};
+use crate::mirror::range::{FaultError, Placement};
 use crate::world::Access;
 
+/// Services of one access after which pages are no longer sent to the device for it.
+const MIGRATING_TRIES: u32 = 8;
+/// Services of one access after which it fails.
+const TRIES: u32 = if crate::sync::MODEL { 200 } else { 1000 };
+/// The pause before another service, once several did not last.
+const PAUSE_NS: u64 = 20_000;
+
+/// Why memory could not be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReachError {
+    /// The miss could not be served.
+    #[error(transparent)]
+    Fault(#[from] FaultError),
+    /// The window does not permit it, or the access itself failed.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The page was taken away after each service.
+    #[error("{addr} was taken away {TRIES} times in a row")]
+    TakenAway {
+        /// Where.
+        addr: VirtAddr,
+    },
+}
+
 impl<W: Bus, D: Device> MirrorState<W, D> {
+    /// Calls `by` with the bytes of `wanted` from the first on, as far as they lie together on the device: at least one. What the table misses is
+    /// served before, by `placement`.
+    ///
+    /// Blocks. Runs on the calling thread, which must be one of isomem's own; an invalidation of the bytes waits while `by` runs, which may
+    /// neither wait nor miss.
+    ///
+    /// # Errors
+    /// Nothing was reached then, unless it is `by`'s own.
+    pub fn reach<R>(
+        &self,
+        slot: &mut PinSlot<'_, W::Meta>,
+        window: &W::Window,
+        (addr, len_bytes, access): Wanted,
+        placement: Placement,
+        by: impl FnOnce(&W, Span<'_>) -> Result<R, BusError>,
+    ) -> Result<R, ReachError> {
+        let outside = BusError::Outside {
+            addr: addr.get(),
+            len_bytes,
+            access,
+        };
+        if !window.allows(addr.get(), len_bytes, access) {
+            return Err(outside.into());
+        }
+        for tries in 0..TRIES {
+            if let Some(pin) = slot.pin(addr, len_bytes, access) {
+                // CPY-1: after the pin was published. The fences of `pin` and of whoever waits for pins order the two.
+                if self.is_released() {
+                    return Err(FaultError::Released.into());
+                }
+                let span = Span::new(pin, window, access).ok_or(outside)?;
+                return Ok(by(self.mm.world(), span)?);
+            }
+            self.serve(addr, access, placement, tries)?;
+        }
+        Err(ReachError::TakenAway { addr })
+    }
+
+    #[cold]
+    fn serve(&self, addr: VirtAddr, access: Access, placement: Placement, tries: u32) -> Result<(), FaultError> {
+        if self.is_released() {
+            return Err(FaultError::Released);
+        }
+        let mut placement = placement;
+        if tries >= MIGRATING_TRIES {
+            placement = Placement::InPlace;
+            self.mm.world().pause(PAUSE_NS);
+        }
+        self.service_miss(addr, access, placement).map(drop)
+    }
+
     /// Copies bytes from program address `addr` on into `out`, from where the table says, as far as it has entries. Says how many; the
     /// page after them has none.
     pub fn load(
@@ -44,7 +126,7 @@ impl<W: Bus, D: Device> MirrorState<W, D> {
 }
 
 /// Pins what there is of `len_bytes` bytes, piece by piece, and calls `copy` with each and the number of bytes before it.
-fn through<M: crate::world::Metadata, V: crate::bus::Window>(
+fn through<M: crate::world::Metadata, V: Window>(
     slot: &mut PinSlot<'_, M>,
     window: &V,
     addr: VirtAddr,

@@ -10,61 +10,22 @@
 
 use std::time::Duration;
 
-use crate::addr::{BlockId, PAGE_SIZE, PageMask, PageRange, PageSpan, VirtAddr};
-use crate::device::{Device, DeviceAddr, DmaError};
+use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, PageRange, PageSpan, VirtAddr};
+use crate::device::{Device, DeviceAddr};
 use crate::migrate::home::{Which, Why};
 use crate::mirror::table::{Entry, Flags};
 use crate::mirror::{Mirror, MirrorState};
 use crate::mm::EntryError;
 use crate::mm::block::arena_pages;
-use crate::notifier::{ReadError, Reader};
+use crate::notifier::Reader;
 use crate::stats::add;
-use crate::world::{Access, Area, OutOfMetadata, PopulateError, Pte, World, WorldError};
+use crate::world::{Access, Area, PopulateError, Pte, World, WorldError};
 
+mod error;
+
+pub use self::error::FaultError;
 pub use crate::mirror::miss::Placement;
 pub use crate::mirror::snapshot::{PageState, Snapshot};
-
-/// Why a range could not be brought in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum FaultError {
-    /// No area there.
-    #[error("nothing is mapped at {addr}")]
-    Hole {
-        /// The first such address.
-        addr: VirtAddr,
-    },
-    /// PROT_NONE, or isomem's own memory.
-    #[error("no access is allowed at {addr}")]
-    NoAccess {
-        /// The first such address.
-        addr: VirtAddr,
-    },
-    /// A write to a read-only area.
-    #[error("{addr} is read-only")]
-    ReadOnly {
-        /// The first such address.
-        addr: VirtAddr,
-    },
-    /// Invalidations kept colliding (FLT-3).
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// The mirror was released: its address space, its device or itself is gone.
-    #[error("the mirror was released")]
-    Released,
-    /// See [`EntryError`].
-    #[error(transparent)]
-    Entry(#[from] EntryError),
-    /// A system call failed.
-    #[error(transparent)]
-    World(#[from] WorldError),
-    /// The device cannot reach the page.
-    #[error(transparent)]
-    Dma(#[from] DmaError),
-    /// isomem's own memory is used up.
-    #[error(transparent)]
-    Metadata(#[from] OutOfMetadata),
-}
 
 /// What a fault brought in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -86,16 +47,24 @@ pub(super) enum Around {
     Page(usize),
     /// The same, but of its neighbours only those on the device: the others are to migrate when they are missed.
     PageOnDevice(usize),
+    /// No page is: those that are present are taken along.
+    Nothing,
 }
 
 impl Around {
     /// The pages of `range` that must be brought in.
-    fn wanted(self, range: PageRange) -> PageRange {
+    fn wanted(self, range: PageRange) -> Option<PageRange> {
         match self {
-            Self::All => range,
-            Self::Page(page) | Self::PageOnDevice(page) => PageRange::from_pages(page, 1).expect("one page"),
+            Self::All => Some(range),
+            Self::Page(page) | Self::PageOnDevice(page) => PageRange::from_pages(page, 1),
+            Self::Nothing => None,
         }
     }
+}
+
+/// The pages of `range` in its block.
+fn mask_of(range: PageRange) -> PageMask {
+    range.spans().next().map_or(PageMask::NONE, PageSpan::mask)
 }
 
 impl<W: World, D: Device> Mirror<W, D> {
@@ -104,11 +73,24 @@ impl<W: World, D: Device> Mirror<W, D> {
     /// Blocks. On an error the pages before the failing address keep the entries they got (FLT-4).
     #[doc(alias = "hmm_range_fault")]
     pub fn fault(&self, range: PageRange, access: Access) -> Result<Faulted, FaultError> {
+        self.fault_around(range, access, Around::All)
+    }
+
+    /// Enters those pages of `range` that are there already, at home or on this device, for reading at least; nothing is brought in, and what may
+    /// not be accessed is passed over. Says how many.
+    ///
+    /// Blocks, but not for a page to come. On an error the pages before keep the entries they got.
+    #[doc(alias = "HMM_PFN_REQ_FAULT")]
+    pub fn map_resident(&self, range: PageRange) -> Result<Faulted, FaultError> {
+        self.fault_around(range, Access::Read, Around::Nothing)
+    }
+
+    fn fault_around(&self, range: PageRange, access: Access, around: Around) -> Result<Faulted, FaultError> {
         self.state.mm.check_entry()?;
         let state = self.state.clone();
         self.state.mm.off_stack(move || {
             state.mm.catch_up();
-            state.fault_blocks(range, access)
+            state.fault_blocks(range, access, around)
         })
     }
 
@@ -151,10 +133,10 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }
     }
 
-    fn fault_blocks(&self, range: PageRange, access: Access) -> Result<Faulted, FaultError> {
+    fn fault_blocks(&self, range: PageRange, access: Access, around: Around) -> Result<Faulted, FaultError> {
         let mut total = Faulted::default();
         for span in range.spans() {
-            let faulted = self.enter(span.range(), access, Around::All)?;
+            let faulted = self.enter(span.range(), access, around)?;
             total.pages += faulted.pages;
             total.on_device += faulted.on_device;
             total.retries += faulted.retries;
@@ -164,8 +146,11 @@ impl<W: World, D: Device> MirrorState<W, D> {
 
     /// Enters pages of one block.
     pub(super) fn enter(&self, range: PageRange, access: Access, around: Around) -> Result<Faulted, FaultError> {
-        let wanted = around.wanted(range);
-        if around != Around::All {
+        let (wanted, must) = match around {
+            Around::Nothing => (range, Around::Nothing),
+            _ => (around.wanted(range).unwrap_or(range), Around::All),
+        };
+        if let Around::Page(_) | Around::PageOnDevice(_) = around {
             // What lies around is taken along if nothing is in its way; an invalidation of a neighbour is none of this miss's business (INV-5).
             let mut wide = self.mm.notifier.read(range).time_limit(Duration::ZERO);
             if let Ok(Some(faulted)) = self.attempt(&mut wide, range, access, around) {
@@ -174,7 +159,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }
         let mut reader = self.mm.notifier.read(wanted);
         loop {
-            if let Some(faulted) = self.attempt(&mut reader, wanted, access, Around::All)? {
+            if let Some(faulted) = self.attempt(&mut reader, wanted, access, must)? {
                 return Ok(Faulted {
                     retries: reader.attempts() - 1,
                     ..faulted
@@ -195,7 +180,9 @@ impl<W: World, D: Device> MirrorState<W, D> {
         if self.is_released() {
             return Err(FaultError::Released);
         }
-        self.bring_near(around.wanted(range));
+        if let Some(wanted) = around.wanted(range) {
+            self.bring_near(wanted);
+        }
         let read = reader.begin()?;
         let span = range.spans().next().expect("a range is not empty");
         match self.look_once(span, around, access) {
@@ -232,15 +219,10 @@ impl<W: World, D: Device> MirrorState<W, D> {
 
     /// Looks at areas, residency and the CPU's page table of one block, and brings in what is wanted and missing.
     fn look_once(&self, span: PageSpan, around: Around, access: Access) -> Result<Seen, Missed> {
-        let wanted = around.wanted(span.range());
+        let wanted = around.wanted(span.range()).map_or(PageMask::NONE, mask_of);
         let mut seen = Seen::new(span.block);
         let failure = self.check_areas(span, wanted, access, &mut seen)?;
-        let wanted = wanted
-            .spans()
-            .next()
-            .expect("a range is not empty")
-            .mask()
-            .and(seen.allowed);
+        let wanted = wanted.and(seen.allowed);
         if let Some(error) = failure
             && wanted.is_empty()
         {
@@ -260,14 +242,14 @@ impl<W: World, D: Device> MirrorState<W, D> {
     fn check_areas(
         &self,
         span: PageSpan,
-        wanted: PageRange,
+        wanted: PageMask,
         access: Access,
         seen: &mut Seen,
     ) -> Result<Option<FaultError>, Missed> {
         let mut mapped = PageMask::NONE;
         let mut forbidden = PageMask::NONE;
         self.mm.world().areas(span.range(), &mut |area: Area| {
-            let pages = area.range.spans().next().map_or(PageMask::NONE, PageSpan::mask);
+            let pages = mask_of(area.range);
             mapped = mapped.or(pages);
             match area.access {
                 None => forbidden = forbidden.or(pages),
@@ -278,13 +260,14 @@ impl<W: World, D: Device> MirrorState<W, D> {
                 seen.writable = seen.writable.or(pages);
             }
         })?;
-        let wanted_span = wanted.spans().next().expect("a range is not empty");
-        let Some(first) = wanted_span.mask().without(seen.allowed).next_run(0) else {
+        let Some(first) = wanted.without(seen.allowed).next_run(0) else {
             return Ok(None);
         };
         let addr = VirtAddr::new(span.block.pages(first.clone()).start()).map_err(|_| Missed::Moving)?;
         // Only the pages before it count as wanted from here on.
-        seen.allowed = seen.allowed.without(PageMask::of(first.start, wanted_span.end));
+        seen.allowed = seen
+            .allowed
+            .without(wanted.and(PageMask::of(first.start, PAGES_PER_BLOCK)));
         Ok(Some(if !mapped.has(first.start) {
             FaultError::Hole { addr }
         } else if forbidden.has(first.start) {
@@ -330,12 +313,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
             return Ok(missing);
         }
         self.mm.world().scan(span.range(), &mut |run| {
-            let pages = run
-                .range
-                .spans()
-                .next()
-                .map_or(PageMask::NONE, PageSpan::mask)
-                .and(at_home);
+            let pages = mask_of(run.range).and(at_home);
             match run.pte {
                 Pte::Present { zero: true, .. } if access == Access::Write => missing = missing.or(pages),
                 Pte::Present { zero, .. } => {
