@@ -12,5 +12,6 @@
 pub mod engines;
 pub mod odp;
 pub mod shadow;
+mod side;
 pub mod svm;
 pub mod userptr;

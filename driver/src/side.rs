@@ -22,7 +22,7 @@ const BRIEF_PATIENCE_NS: u64 = 20_000;
 const PATIENCE_NS: u64 = 1_000_000_000;
 
 /// See the module.
-pub struct Side<W: World> {
+pub(crate) struct Side<W: World> {
     mm: Mm<W>,
     pub(crate) pins: Pins<W::Meta>,
 }

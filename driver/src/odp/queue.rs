@@ -1,0 +1,280 @@
+//! Queues of work requests, and the engine that works on each.
+
+use allocator_api2::vec::Vec;
+use isomem_core::addr::{PAGE_SIZE, VirtAddr};
+use isomem_core::bus::{AtomicOp, Bus};
+use isomem_core::mirror::pin::PinSlot;
+use isomem_core::sync::{Condvar, Mutex};
+use isomem_core::world::{Access, Metadata, OutOfMetadata};
+
+use super::{Advice, Card, Key, OdpError, Region, Segment, Shared};
+
+/// Requests that a queue holds: posted, or completed and not collected.
+pub const DEPTH: usize = 16;
+/// Bytes that travel at a time.
+const PACKET_BYTES: usize = PAGE_SIZE;
+/// An engine's stack.
+const STACK_BYTES: usize = 256 << 10;
+
+/// What a card does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Copies bytes from one segment to another of the same length. Completes with their number.
+    Copy {
+        /// Source.
+        from: Segment,
+        /// Destination.
+        to: Segment,
+    },
+    /// An atomic operation on a word of 8 bytes. Completes with the value before.
+    Atomic {
+        /// The word.
+        at: Segment,
+        /// What to do.
+        op: AtomicOp<u64>,
+    },
+    /// As [`Nic::advise`](super::Nic::advise), in its turn. Completes with the number of pages.
+    Advise {
+        /// What to do.
+        advice: Advice,
+        /// With what.
+        segment: Segment,
+    },
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// As it was posted.
+    pub id: u64,
+    /// See [`Work`]. On an error the first bytes may have been copied.
+    pub result: Result<u64, OdpError>,
+}
+
+/// A queue of work requests. Dropping it ends the engine, after the request that it is at.
+pub struct Queue<W: Bus> {
+    shared: Shared<W, State<W>>,
+    engine: Option<W::Thread>,
+}
+
+impl<W: Bus> core::fmt::Debug for Queue<W> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Queue").finish_non_exhaustive()
+    }
+}
+
+struct State<W: Bus> {
+    card: Shared<W, Card<W>>,
+    rings: Mutex<Rings<W::Meta>>,
+    posted: Condvar,
+    completed: Condvar,
+}
+
+struct Rings<M: Metadata> {
+    /// Not more than [`DEPTH`] in both.
+    requests: Vec<(u64, Work), M>,
+    completions: Vec<Completion, M>,
+    /// A request is being worked on.
+    busy: bool,
+    /// A request failed: those that follow are flushed.
+    failed: bool,
+    stop: bool,
+}
+
+impl<M: Metadata> Rings<M> {
+    fn new() -> Result<Self, OutOfMetadata> {
+        let (mut requests, mut completions) = (Vec::new_in(M::default()), Vec::new_in(M::default()));
+        requests.try_reserve_exact(DEPTH).map_err(|_| OutOfMetadata)?;
+        completions.try_reserve_exact(DEPTH).map_err(|_| OutOfMetadata)?;
+        Ok(Self {
+            requests,
+            completions,
+            busy: false,
+            failed: false,
+            stop: false,
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.requests.len() + self.completions.len() + usize::from(self.busy)
+    }
+}
+
+impl<W: Bus> Queue<W> {
+    pub(super) fn start(card: Shared<W, Card<W>>) -> Result<Self, OdpError> {
+        if !card.regions.lock().add_queue() {
+            return Err(OdpError::TooMany);
+        }
+        let state = Rings::new().and_then(|rings| {
+            W::Meta::share(State {
+                card: card.clone(),
+                rings: Mutex::new("rings", rings),
+                posted: Condvar::new("posted"),
+                completed: Condvar::new("completed"),
+            })
+        });
+        let shared = state.inspect_err(|_| card.regions.lock().remove_queue())?;
+        // From here on dropping it counts it out.
+        let mut queue = Self { shared, engine: None };
+        let state = queue.shared.clone();
+        let engine = card.world().spawn("isomem-nic", STACK_BYTES, move || state.run())?;
+        queue.engine = Some(engine);
+        Ok(queue)
+    }
+
+    /// Posts a request, which completes under `id`.
+    ///
+    /// # Errors
+    /// The queue is full, or is another process's: nothing was posted.
+    #[doc(alias = "ibv_post_send")]
+    pub fn post(&self, id: u64, work: Work) -> Result<(), OdpError> {
+        // Before any lock: in a fork's child its holder is not there. And the card may meet new memory where old was unmapped just now.
+        self.shared.card.mirror.synchronize()?;
+        let mut rings = self.shared.rings.lock();
+        if rings.len() >= DEPTH {
+            return Err(OdpError::QueueFull);
+        }
+        rings.requests.push((id, work));
+        self.shared.posted.notify_all();
+        Ok(())
+    }
+
+    /// Waits for the oldest completion. `None` where nothing is posted.
+    #[doc(alias = "ibv_poll_cq")]
+    pub fn wait(&self) -> Result<Option<Completion>, OdpError> {
+        self.shared.card.mirror.synchronize()?;
+        let mut rings = self.shared.rings.lock();
+        while rings.completions.is_empty() {
+            if rings.len() == 0 {
+                return Ok(None);
+            }
+            rings = self.shared.completed.wait(rings);
+        }
+        Ok(Some(rings.completions.remove(0)))
+    }
+
+    /// Lets a queue whose request failed work again.
+    pub fn reset(&self) -> Result<(), OdpError> {
+        self.shared.card.mirror.synchronize()?;
+        self.shared.rings.lock().failed = false;
+        Ok(())
+    }
+}
+
+impl<W: Bus> Drop for Queue<W> {
+    fn drop(&mut self) {
+        if !self.shared.card.world().is_current() {
+            // In a fork's child the engine is not there to be joined, and may have held the lock.
+            core::mem::forget(self.engine.take());
+            return;
+        }
+        self.shared.rings.lock().stop = true;
+        self.shared.posted.notify_all();
+        drop(self.engine.take());
+        self.shared.card.regions.lock().remove_queue();
+    }
+}
+
+impl<W: Bus> State<W> {
+    /// The engine's body.
+    fn run(&self) {
+        let state = self.card.mirror.state();
+        // There are as many places as queues, and each engine gives its own back.
+        let mut slot = state
+            .device()
+            .pins
+            .claim(state.table())
+            .expect("a place for each queue");
+        while let Some((id, work)) = self.next() {
+            let result = work.and_then(|work| self.card.perform(&mut slot, work));
+            self.complete(Completion { id, result });
+        }
+    }
+
+    /// The next request, or that it is to be flushed (ODP-3). `None` when the queue ends.
+    fn next(&self) -> Option<(u64, Result<Work, OdpError>)> {
+        let mut rings = self.rings.lock();
+        loop {
+            if rings.stop {
+                return None;
+            }
+            if !rings.requests.is_empty() {
+                break;
+            }
+            rings = self.posted.wait(rings);
+        }
+        rings.busy = true;
+        let (id, work) = rings.requests.remove(0);
+        Some((id, if rings.failed { Err(OdpError::Flushed) } else { Ok(work) }))
+    }
+
+    fn complete(&self, completion: Completion) {
+        let mut rings = self.rings.lock();
+        rings.busy = false;
+        rings.failed |= completion.result.is_err();
+        rings.completions.push(completion);
+        self.completed.notify_all();
+    }
+}
+
+impl<W: Bus> Card<W> {
+    fn perform(&self, slot: &mut PinSlot<'_, W::Meta>, work: Work) -> Result<u64, OdpError> {
+        match work {
+            Work::Copy { from, to } => self.copy(slot, from, to),
+            Work::Atomic { at, op } => {
+                let at = Segment { len_bytes: 8, ..at };
+                let region = self.find(&at, op.access())?;
+                let wanted = (address(&at, 0, op.access())?, 8, op.access());
+                self.reach(slot, (at.key, &region), wanted, |world, span| {
+                    world.atomic_u64(&span, 0, op)
+                })
+            }
+            Work::Advise { advice, segment } => Ok(self.advise(advice, &segment)? as u64),
+        }
+    }
+
+    /// Packet by packet: what was read of one is written before the next is read.
+    fn copy(&self, slot: &mut PinSlot<'_, W::Meta>, from: Segment, to: Segment) -> Result<u64, OdpError> {
+        let (source, target) = (self.find(&from, Access::Read)?, self.find(&to, Access::Write)?);
+        if from.len_bytes != to.len_bytes {
+            return Err(to.refused(Access::Write));
+        }
+        let mut packet = [0; PACKET_BYTES];
+        let mut done = 0;
+        while done < from.len_bytes {
+            let len = PACKET_BYTES.min(from.len_bytes - done);
+            let wanted = (address(&from, done, Access::Read)?, len, Access::Read);
+            let got = self.reach(slot, (from.key, &source), wanted, |world, span| {
+                let piece = &mut packet[..span.len_bytes()];
+                world.load(&span, 0, piece).map(|()| piece.len())
+            })?;
+            self.deliver(slot, (to.key, &target), (&to, done), &packet[..got])?;
+            done += got;
+        }
+        Ok(done as u64)
+    }
+
+    /// Writes a packet at `offset` of a segment.
+    fn deliver(
+        &self,
+        slot: &mut PinSlot<'_, W::Meta>,
+        region: (Key, &Region<W>),
+        (to, offset): (&Segment, usize),
+        packet: &[u8],
+    ) -> Result<(), OdpError> {
+        let mut written = 0;
+        while written < packet.len() {
+            let rest = &packet[written..];
+            let wanted = (address(to, offset + written, Access::Write)?, rest.len(), Access::Write);
+            written += self.reach(slot, region, wanted, |world, span| {
+                let piece = &rest[..span.len_bytes()];
+                world.store(&span, 0, piece).map(|()| piece.len())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn address(segment: &Segment, offset: usize, access: Access) -> Result<VirtAddr, OdpError> {
+    VirtAddr::new(segment.addr + offset).map_err(|_| segment.refused(access))
+}
