@@ -24,6 +24,15 @@ const TRIES: u32 = if crate::sync::MODEL { 200 } else { 1000 };
 /// The pause before another service, once several did not last.
 const PAUSE_NS: u64 = 20_000;
 
+/// Whether pages may still be sent to the device for an access that misses again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Patience {
+    /// They may.
+    Left,
+    /// They do not stay there long enough: they are better left where they are (CPY-2).
+    Lost,
+}
+
 /// Why memory could not be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -55,8 +64,29 @@ impl<W: Bus, D: Device> MirrorState<W, D> {
         &self,
         slot: &mut PinSlot<'_, W::Meta>,
         window: &W::Window,
-        (addr, len_bytes, access): Wanted,
+        wanted: Wanted,
         placement: Placement,
+        by: impl FnOnce(&W, Span<'_>) -> Result<R, BusError>,
+    ) -> Result<R, ReachError> {
+        let (addr, _, access) = wanted;
+        let mut serve = |patience| {
+            let placement = match patience {
+                Patience::Left => placement,
+                Patience::Lost => Placement::InPlace,
+            };
+            self.service_miss(addr, access, placement).map(drop)
+        };
+        self.reach_served(slot, window, wanted, &mut serve, by)
+    }
+
+    /// The same for a device whose misses somebody else serves: `serve` returns when the access is to be tried again. It is called with no pin
+    /// held, and may wait.
+    pub fn reach_served<R>(
+        &self,
+        slot: &mut PinSlot<'_, W::Meta>,
+        window: &W::Window,
+        (addr, len_bytes, access): Wanted,
+        serve: &mut dyn FnMut(Patience) -> Result<(), FaultError>,
         by: impl FnOnce(&W, Span<'_>) -> Result<R, BusError>,
     ) -> Result<R, ReachError> {
         let outside = BusError::Outside {
@@ -76,22 +106,21 @@ impl<W: Bus, D: Device> MirrorState<W, D> {
                 let span = Span::new(pin, window, access).ok_or(outside)?;
                 return Ok(by(self.mm.world(), span)?);
             }
-            self.serve(addr, access, placement, tries)?;
+            if self.is_released() {
+                return Err(FaultError::Released.into());
+            }
+            serve(self.patience(tries))?;
         }
         Err(ReachError::TakenAway { addr })
     }
 
-    #[cold]
-    fn serve(&self, addr: VirtAddr, access: Access, placement: Placement, tries: u32) -> Result<(), FaultError> {
-        if self.is_released() {
-            return Err(FaultError::Released);
+    /// Pauses where services do not last.
+    fn patience(&self, tries: u32) -> Patience {
+        if tries < MIGRATING_TRIES {
+            return Patience::Left;
         }
-        let mut placement = placement;
-        if tries >= MIGRATING_TRIES {
-            placement = Placement::InPlace;
-            self.mm.world().pause(PAUSE_NS);
-        }
-        self.service_miss(addr, access, placement).map(drop)
+        self.mm.world().pause(PAUSE_NS);
+        Patience::Lost
     }
 
     /// Copies bytes from program address `addr` on into `out`, from where the table says, as far as it has entries. Says how many; the

@@ -1,0 +1,184 @@
+//! A lane and its work: accesses by plain addresses, which stall on a miss.
+
+use isomem_core::addr::VirtAddr;
+use isomem_core::bus::{AtomicOp, Bus, BusError, Span};
+use isomem_core::mirror::copy::{Patience, ReachError};
+use isomem_core::mirror::pin::{PinSlot, Wanted};
+use isomem_core::mirror::range::FaultError;
+use isomem_core::sync::Mutex;
+use isomem_core::world::{Access, Metadata};
+
+use super::batch::Miss;
+use super::{Context, Entry, Gpu, Inner, STACK_BYTES, Shared, Stall, SvmError};
+
+type Outcome = Result<(), ReachError>;
+
+/// Work that was launched. Dropping it waits for its end, too.
+pub struct WorkItem<W: Bus> {
+    lane: W::Thread,
+    outcome: Shared<W, Mutex<Outcome>>,
+}
+
+impl<W: Bus> core::fmt::Debug for WorkItem<W> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("WorkItem").finish_non_exhaustive()
+    }
+}
+
+impl<W: Bus> WorkItem<W> {
+    /// Waits for its end. An error is what the work ended with: for a cancelled access, the address and why.
+    pub fn wait(self) -> Outcome {
+        let Self { lane, outcome } = self;
+        drop(lane);
+        // Copied out: the lock must not be held when what it guards goes.
+        let ended: Outcome = { *outcome.lock() };
+        drop(outcome);
+        ended
+    }
+}
+
+impl<W: Bus> Context<W> {
+    /// Runs `work` on a lane of its own. Errors of its accesses it hands on, or deals with.
+    pub fn launch(
+        &self,
+        work: impl FnOnce(&mut Lane<'_, W>) -> Outcome + Send + 'static,
+    ) -> Result<WorkItem<W>, SvmError> {
+        // The work may use memory where other memory was unmapped just now.
+        self.inner.mirror.synchronize()?;
+        let mut faults = self.gpu.faults.lock();
+        let free = faults.lanes.iter().position(|lane| *lane == Stall::Free);
+        let lane = free.ok_or(SvmError::Busy)?;
+        faults.lanes[lane] = Stall::Runs;
+        drop(faults);
+        // Given back when it is dropped, on whichever way.
+        let seat = Seat {
+            gpu: self.gpu.clone(),
+            lane,
+        };
+        let outcome = W::Meta::share(Mutex::new("outcome", Ok(())))?;
+        let (inner, told) = (self.inner.clone(), outcome.clone());
+        let body = move || {
+            let seat = seat;
+            let ended = run(&seat, inner, work);
+            *told.lock() = ended;
+        };
+        let world = self.inner.mirror.state().mm().world();
+        Ok(WorkItem {
+            lane: world.spawn("isomem-lane", STACK_BYTES, body)?,
+            outcome,
+        })
+    }
+}
+
+/// A lane that somebody has.
+struct Seat<W: Bus> {
+    gpu: Shared<W, Gpu<W>>,
+    lane: usize,
+}
+
+impl<W: Bus> Drop for Seat<W> {
+    fn drop(&mut self) {
+        self.gpu.faults.lock().lanes[self.lane] = Stall::Free;
+    }
+}
+
+fn run<W: Bus>(
+    seat: &Seat<W>,
+    context: Shared<W, Inner<W>>,
+    work: impl FnOnce(&mut Lane<'_, W>) -> Outcome,
+) -> Outcome {
+    let state = context.mirror.state();
+    // A context has as many places as the GPU has lanes.
+    let slot = state.device().pins.claim(state.table()).expect("a place for each lane");
+    work(&mut Lane {
+        seat,
+        context: &context,
+        slot,
+    })
+}
+
+/// What work gets: its way to memory.
+pub struct Lane<'l, W: Bus> {
+    seat: &'l Seat<W>,
+    context: &'l Shared<W, Inner<W>>,
+    slot: PinSlot<'l, W::Meta>,
+}
+
+impl<W: Bus> core::fmt::Debug for Lane<'_, W> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Lane")
+            .field("number", &self.seat.lane)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<W: Bus> Lane<'_, W> {
+    /// Loads the word at `addr`.
+    pub fn load(&mut self, window: &W::Window, addr: usize) -> Result<u64, ReachError> {
+        let mut word = [0; 8];
+        self.access(window, addr, Access::Read, |world, span| {
+            world.load(&span, 0, &mut word)
+        })?;
+        Ok(u64::from_ne_bytes(word))
+    }
+
+    /// Stores a word at `addr`.
+    pub fn store(&mut self, window: &W::Window, addr: usize, value: u64) -> Result<(), ReachError> {
+        self.access(window, addr, Access::Write, |world, span| {
+            world.store(&span, 0, &value.to_ne_bytes())
+        })
+    }
+
+    /// An atomic operation on the word at `addr`; returns the value before.
+    pub fn atomic(&mut self, window: &W::Window, addr: usize, op: AtomicOp<u64>) -> Result<u64, ReachError> {
+        self.access(window, addr, op.access(), |world, span| world.atomic_u64(&span, 0, op))
+    }
+
+    /// An access to a word. Where it misses the lane stalls, without a pin (SVM-3).
+    fn access<R>(
+        &mut self,
+        window: &W::Window,
+        addr: usize,
+        access: Access,
+        by: impl FnOnce(&W, Span<'_>) -> Result<R, BusError>,
+    ) -> Result<R, ReachError> {
+        let (len_bytes, misaligned) = (size_of::<u64>(), BusError::Misaligned { addr });
+        let Ok(at) = VirtAddr::new(addr) else {
+            return Err(BusError::Outside {
+                addr,
+                len_bytes,
+                access,
+            }
+            .into());
+        };
+        if !addr.is_multiple_of(len_bytes) {
+            return Err(misaligned.into());
+        }
+        let wanted: Wanted = (at, len_bytes, access);
+        let (seat, context) = (self.seat, self.context);
+        let mut serve = |patience| seat.gpu.miss(entry(context, seat.lane, at, access, patience));
+        let state = context.mirror.state();
+        state.reach_served(&mut self.slot, window, wanted, &mut serve, by)
+    }
+}
+
+fn entry<W: Bus>(
+    context: &Shared<W, Inner<W>>,
+    lane: usize,
+    at: VirtAddr,
+    access: Access,
+    patience: Patience,
+) -> Entry<W> {
+    let miss = Miss {
+        context: context.number,
+        lane,
+        page: at.page().first_page(),
+        access,
+        patience,
+        error: None::<FaultError>,
+    };
+    Entry {
+        miss,
+        context: context.clone(),
+    }
+}
