@@ -200,7 +200,9 @@ fn life_6_a_childs_requests_are_refused_under_load() {
                     u8::from(refused != [true; 3])
                 });
                 assert_eq!(status, 0);
-                (0..8).for_each(|_| drop(queue.wait().unwrap().unwrap().result.unwrap()));
+                for _ in 0..8 {
+                    queue.wait().unwrap().unwrap().result.unwrap();
+                }
             }
             assert_eq!(live::load(memory.start), 20 * 8);
         },

@@ -36,8 +36,10 @@ fn with_svm(test: &str, story: impl FnOnce(&Mm, &Svm<Linux>, &[Context<Linux>; 2
         let svm = Svm::new(mm.core()).unwrap();
         let contexts = [Home::Device, Home::InPlace].map(|home| svm.open(&device, home).unwrap());
         story(&mm, &svm, &contexts);
-        drop((contexts, svm));
+        drop(contexts);
+        // Nobody has a mirror of it any more: not the fault thread either.
         device.unregister().unwrap();
+        drop(svm);
     });
 }
 

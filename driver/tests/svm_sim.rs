@@ -44,8 +44,9 @@ fn with_svm(journal: &Journal, pages: usize, story: impl FnOnce(&Rig, &Svm<SimWo
     let device = rig.mm().register(config).unwrap();
     let svm = Svm::new(rig.mm()).unwrap();
     story(&rig, &svm, &device);
-    drop(svm);
+    // The contexts are gone, so nobody has a mirror of it: not the fault thread either.
     device.unregister().unwrap();
+    drop(svm);
     rig.shut_down();
 }
 
