@@ -24,6 +24,7 @@
 
 pub mod copy;
 mod end;
+pub mod install;
 mod miss;
 pub mod pin;
 pub mod range;

@@ -133,7 +133,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }
     }
 
-    fn fault_blocks(&self, range: PageRange, access: Access, around: Around) -> Result<Faulted, FaultError> {
+    pub(super) fn fault_blocks(&self, range: PageRange, access: Access, around: Around) -> Result<Faulted, FaultError> {
         let mut total = Faulted::default();
         for span in range.spans() {
             let faulted = self.enter(span.range(), access, around)?;

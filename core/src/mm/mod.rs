@@ -27,7 +27,7 @@ use crate::mirror::DeviceHandle;
 use crate::mm::arrivals::Arrivals;
 use crate::mm::block::BlockTable;
 use crate::mm::gate::Gate;
-use crate::notifier::{Notifier, in_callback};
+use crate::notifier::{Notifier, Subscriber, Subscription, in_callback};
 use crate::stats::{Counters, Stats, add};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLockWriteGuard};
 use crate::world::{Metadata, OutOfMetadata, World, WorldError};
@@ -49,6 +49,17 @@ pub enum EntryError {
     /// A notifier callback may only update its device's page table.
     #[error("called from inside an invalidation callback, which may update the device's page table and nothing else")]
     InCallback,
+}
+
+/// Why nobody is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SubscribeError {
+    /// See [`EntryError`].
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// isomem's own memory is used up.
+    #[error(transparent)]
+    Metadata(#[from] OutOfMetadata),
 }
 
 /// Why a device could not be registered.
@@ -239,6 +250,21 @@ impl<W: World> Mm<W> {
         let memory = memory?;
         self.devices.lock()[id.0 as usize] = Some(memory.clone());
         Ok(memory)
+    }
+
+    /// Tells `subscriber` of every invalidation that meets `interval` and starts after this returned (INV-8): for a driver that is to hear of a part
+    /// of the address space only, beside its mirror.
+    ///
+    /// Where the answer is dropped no lock may be held that a callback needs, nor may that be on a stack of the program's.
+    #[doc(alias = "mmu_interval_notifier_insert")]
+    pub fn subscribe(
+        &self,
+        interval: PageRange,
+        subscriber: Shared<W, dyn Subscriber>,
+    ) -> Result<Subscription<W::Meta>, SubscribeError> {
+        self.check_entry()?;
+        let mm = self.clone();
+        Ok(self.off_stack(move || mm.notifier.subscribe(interval, subscriber))?)
     }
 
     /// Ends the mirroring of this address space: every mirror is released (LIFE-3) and every page comes home.
