@@ -1,0 +1,179 @@
+//! The device's side of the mirror: work in flight, and how invalidations cancel it.
+
+use isomem_core::addr::PageRange;
+use isomem_core::device::Device;
+use isomem_core::mirror::pin::Pins;
+use isomem_core::mm::Mm;
+use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
+use isomem_core::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
+use isomem_core::world::{OutOfMetadata, World};
+
+use super::{Shared, State, Stopped, Wants};
+
+/// Work in flight at a time.
+pub(super) const MAX_FLIGHTS: usize = 8;
+/// How long a migration waits for an access before it relies on the MMU to stop it.
+const MIGRATE_PATIENCE_NS: u64 = 1_000_000;
+/// The piece in which a pass that may wait does.
+const PATIENCE_NS: u64 = 1_000_000_000;
+
+/// Work in flight, as invalidations see it.
+struct InFlight {
+    wants: Wants,
+    by: Option<Invalidation>,
+}
+
+type Flights = [Option<InFlight>; MAX_FLIGHTS];
+
+/// The device's side of its mirror.
+pub struct Side<W: World> {
+    mm: Mm<W>,
+    pub(super) pins: Pins<W::Meta>,
+    flights: Mutex<Flights>,
+    /// Of each flight; set under `flights`, looked at without it.
+    cancelled: [AtomicBool; MAX_FLIGHTS],
+    released: AtomicBool,
+}
+
+/// What became of the wish to begin.
+pub(super) enum Begun<W: World> {
+    Flies(Flight<W>),
+    /// The table does not have every page.
+    Missing,
+    Full,
+    Released,
+}
+
+impl<W: World> Side<W> {
+    pub(super) fn new(mm: &Mm<W>) -> Result<Self, OutOfMetadata> {
+        Ok(Self {
+            mm: mm.clone(),
+            pins: Pins::new(MAX_FLIGHTS)?,
+            flights: Mutex::new("userptr flights", [const { None }; MAX_FLIGHTS]),
+            cancelled: core::array::from_fn(|_| AtomicBool::new(false)),
+            released: AtomicBool::new(false),
+        })
+    }
+
+    /// Begins work that wants this, if the table has every page (USR-1): an invalidation erases entries first and cancels then, so either they are
+    /// found gone here, or the flight is found there.
+    pub(super) fn begin(state: &Shared<W, State<W>>, wants: &Wants) -> Begun<W> {
+        let side = state.device();
+        let mut flights = side.flights.lock();
+        if side.released.load(Ordering::Relaxed) {
+            return Begun::Released;
+        }
+        if !has_all(state, wants) {
+            return Begun::Missing;
+        }
+        let Some(number) = flights.iter().position(Option::is_none) else {
+            return Begun::Full;
+        };
+        flights[number] = Some(InFlight {
+            wants: *wants,
+            by: None,
+        });
+        side.cancelled[number].store(false, Ordering::Relaxed);
+        drop(flights);
+        Begun::Flies(Flight {
+            state: state.clone(),
+            number,
+        })
+    }
+
+    fn cancel(&self, flights: &mut MutexGuard<'_, Flights>, range: PageRange, by: Option<Invalidation>) {
+        for (flight, cancelled) in flights.iter_mut().zip(&self.cancelled) {
+            if let Some(flight) = flight
+                && flight.wants.iter().flatten().any(|(part, _)| part.overlaps(range))
+            {
+                flight.by = flight.by.or(by);
+                // SeqCst: against the look after a pin was published. Who does not see this has a pin that is waited for.
+                cancelled.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn wait_clear(&self, range: PageRange, patience_ns: u64) -> bool {
+        let world = self.mm.world();
+        self.pins
+            .wait_clear(range, patience_ns, &|| world.now_ns(), &|ns| world.pause(ns))
+            .is_ok()
+    }
+}
+
+fn has_all<W: World>(state: &State<W>, wants: &Wants) -> bool {
+    wants.iter().flatten().all(|&(range, access)| {
+        range.spans().all(|span| {
+            let there = state.table().valid_mask(span.block, access);
+            span.mask().without(there).is_empty()
+        })
+    })
+}
+
+impl<W: World> Device for Side<W> {
+    fn invalidate(&self, invalidation: &Invalidation, scope: &CallbackScope<'_>) {
+        let range = invalidation.range;
+        self.cancel(&mut self.flights.lock(), range, Some(*invalidation));
+        self.pins.flush(range);
+        if W::FENCED && invalidation.cause.moves_pages() {
+            if !self.wait_clear(range, MIGRATE_PATIENCE_NS) {
+                scope.leave_to_the_mmu();
+            }
+        } else {
+            while !self.wait_clear(range, PATIENCE_NS) {}
+        }
+    }
+
+    /// Refuses while an access is in flight. The work is cancelled all the same: who asks again finds the device idle soon (USR-3).
+    fn try_invalidate(&self, invalidation: &Invalidation, _: &CallbackScope<'_>) -> Answer {
+        let Some(mut flights) = self.flights.try_lock() else {
+            return Answer::Refused;
+        };
+        self.cancel(&mut flights, invalidation.range, Some(*invalidation));
+        drop(flights);
+        self.pins.flush(invalidation.range);
+        match self.pins.overlaps(invalidation.range) {
+            None => Answer::Done,
+            Some(_) => Answer::Refused,
+        }
+    }
+
+    fn release(&self) {
+        let mut flights = self.flights.lock();
+        // Relaxed: under the lock, as in `begin`.
+        self.released.store(true, Ordering::Relaxed);
+        self.cancel(&mut flights, PageRange::ALL, None);
+        drop(flights);
+        self.pins.flush(PageRange::ALL);
+        while !self.wait_clear(PageRange::ALL, PATIENCE_NS) {}
+    }
+}
+
+/// The right to work on pages that were all there when it began. Dropping it ends it.
+pub(super) struct Flight<W: World> {
+    state: Shared<W, State<W>>,
+    number: usize,
+}
+
+impl<W: World> Flight<W> {
+    /// Whether the work may go on.
+    pub(super) fn check(&self) -> Result<(), Stopped> {
+        // SeqCst: see `Side::cancel`.
+        if self.state.device().cancelled[self.number].load(Ordering::SeqCst) {
+            return Err(self.cancelled());
+        }
+        Ok(())
+    }
+
+    /// By whom it was cancelled.
+    pub(super) fn cancelled(&self) -> Stopped {
+        let flights = self.state.device().flights.lock();
+        Stopped::Cancelled(flights[self.number].as_ref().and_then(|flight| flight.by))
+    }
+}
+
+impl<W: World> Drop for Flight<W> {
+    fn drop(&mut self) {
+        self.state.device().flights.lock()[self.number] = None;
+    }
+}
