@@ -1,0 +1,104 @@
+//! Memory of the process for the drivers' tests on live Linux, and accesses by a device and by the program.
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "what a child does between fork and exit shares one reason"
+)]
+
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use isomem::PAGE_SIZE;
+use isomem_core::addr::{BLOCK_SIZE, PageRange};
+use isomem_core::bus::{Bus, Span};
+use isomem_core::mirror::pin::Pin;
+use isomem_core::world::Access;
+use isomem_linux::{Linux, Window};
+
+/// Pages of a block of their own, so that tests do not meet. They stay for ever; only their owner's threads use them, word by word and atomically.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) start: usize,
+    pub(crate) len_bytes: usize,
+}
+
+impl Memory {
+    pub(crate) fn new(pages: usize) -> Self {
+        let len_bytes = pages * PAGE_SIZE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let room = len_bytes + 2 * BLOCK_SIZE;
+        // SAFETY: a new mapping, at an address of the kernel's choice.
+        let start = unsafe { libc::mmap(core::ptr::null_mut(), room, protection, flags, -1, 0) };
+        assert_ne!(start, libc::MAP_FAILED);
+        let start = start.expose_provenance().next_multiple_of(BLOCK_SIZE);
+        Self { start, len_bytes }
+    }
+
+    pub(crate) fn range(&self) -> PageRange {
+        PageRange::new(self.start, self.len_bytes).unwrap()
+    }
+
+    /// New pages where there are none.
+    pub(crate) fn map_again(&self) {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let at = core::ptr::with_exposed_provenance_mut(self.start);
+        // SAFETY: nothing is there, or the call fails.
+        let mapped = unsafe { libc::mmap(at, self.len_bytes, protection, flags, -1, 0) };
+        assert_eq!(mapped.addr(), self.start);
+    }
+
+    fn window(self, access: Access) -> Window {
+        // SAFETY: the memory is the test's, its provenance was exposed, and both sides access it by single atomic or volatile words.
+        unsafe { Window::new(self.start, self.len_bytes, access) }
+    }
+}
+
+/// The word at `offset`, as the program sees it. It must be mapped.
+pub(crate) fn word(memory: Memory, offset: usize) -> &'static AtomicU64 {
+    assert!(offset.is_multiple_of(8) && offset < memory.len_bytes);
+    let word = core::ptr::with_exposed_provenance_mut(memory.start + offset);
+    // SAFETY: the mapping is there for ever, or the test has just mapped it again; the word is aligned, and accessed atomically only.
+    unsafe { AtomicU64::from_ptr(word) }
+}
+
+/// The device reads the word that is pinned.
+pub(crate) fn load(world: &Linux, memory: Memory, pin: Pin<'_>) -> u64 {
+    let span = Span::new(pin, &memory.window(Access::Read), Access::Read).unwrap();
+    let mut out = [0; 8];
+    world.load(&span, 0, &mut out).unwrap();
+    u64::from_ne_bytes(out)
+}
+
+/// The device writes the word that is pinned.
+pub(crate) fn store(world: &Linux, memory: Memory, pin: Pin<'_>, value: u64) {
+    let span = Span::new(pin, &memory.window(Access::Write), Access::Write).unwrap();
+    world.store(&span, 0, &value.to_ne_bytes()).unwrap();
+}
+
+/// Waits until something is so.
+pub(crate) fn busy(is_so: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(60), "it does not come about");
+        std::thread::yield_now();
+    }
+}
+
+/// What `check` says in a fork's child.
+pub(crate) fn in_child(check: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child checks, which takes no lock that another thread could hold, and exits at once.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let code = i32::from(!check());
+        // SAFETY: it ends the child without running anything of the parent's.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: a child of this process, and a place for its status.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(waited, child);
+    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+}
