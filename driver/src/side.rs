@@ -14,13 +14,6 @@ use isomem_core::mm::Mm;
 use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::{OutOfMetadata, World};
 
-/// How long a migration waits for an access before it relies on the MMU to stop it.
-const MIGRATE_PATIENCE_NS: u64 = 1_000_000;
-/// How long a pass that must not wait does.
-const BRIEF_PATIENCE_NS: u64 = 20_000;
-/// The pieces in which others wait.
-const PATIENCE_NS: u64 = 1_000_000_000;
-
 /// See the module.
 pub(crate) struct Side<W: World> {
     mm: Mm<W>,
@@ -42,42 +35,22 @@ impl<W: World> Side<W> {
         })
     }
 
-    fn is_clear(&self, range: PageRange, patience_ns: u64) -> bool {
-        let world = self.mm.world();
-        let pause = |ns| world.pause(ns);
-        self.pins
-            .wait_clear(range, patience_ns, &|| world.now_ns(), &pause)
-            .is_ok()
-    }
-
     /// Waits until no access to `range` is in flight that began before.
     pub(crate) fn wait_clear(&self, range: PageRange) {
-        while !self.is_clear(range, PATIENCE_NS) {}
+        self.pins.drain(self.mm.world(), range, &|_| {});
     }
 }
 
 impl<W: World> Device for Side<W> {
     fn invalidate(&self, invalidation: &Invalidation, scope: &CallbackScope<'_>) {
-        let range = invalidation.range;
-        self.pins.flush(range);
-        if !(W::FENCED && invalidation.cause.moves_pages()) {
-            self.wait_clear(range);
-        } else if !self.is_clear(range, MIGRATE_PATIENCE_NS) {
-            scope.leave_to_the_mmu();
-        }
+        self.pins.invalidate(self.mm.world(), invalidation, scope, &|_| {});
     }
 
     fn try_invalidate(&self, invalidation: &Invalidation, _scope: &CallbackScope<'_>) -> Answer {
-        self.pins.flush(invalidation.range);
-        match self.is_clear(invalidation.range, BRIEF_PATIENCE_NS) {
-            true => Answer::Done,
-            false if W::FENCED => Answer::Fenced,
-            false => Answer::Refused,
-        }
+        self.pins.try_invalidate(self.mm.world(), invalidation)
     }
 
     fn release(&self) {
-        self.pins.flush(PageRange::ALL);
         self.wait_clear(PageRange::ALL);
     }
 }

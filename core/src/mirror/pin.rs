@@ -22,6 +22,7 @@
 //!
 //! Linux has no counterpart: hardware acknowledges a TLB shootdown by interrupt.
 
+mod answer;
 #[cfg(test)]
 mod tests;
 mod tlb;

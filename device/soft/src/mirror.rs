@@ -30,13 +30,6 @@ use crate::error::LaunchError;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::worker::{self, Job, Kernel};
 
-/// How long a migration waits for a worker before it relies on the MMU to stop it.
-const MIGRATE_PATIENCE_NS: u64 = 1_000_000;
-/// How long a pass that must not wait does: about as long as a bulk copy through a pin takes.
-const BRIEF_PATIENCE_NS: u64 = 20_000;
-/// A worker that does not let go for so long is worth telling.
-const STALL_NS: u64 = 1_000_000_000;
-
 /// The device's side of one mirror.
 pub struct Side<W: Bus> {
     /// Number of the mirror among those of the device.
@@ -49,56 +42,32 @@ pub struct Side<W: Bus> {
 }
 
 impl<W: Bus> Side<W> {
-    fn wait_clear(&self, range: PageRange, patience_ns: u64) -> Result<(), PinHolder> {
-        let world = self.common.mm.world();
-        self.pins
-            .wait_clear(range, patience_ns, &|| world.now_ns(), &|ns| world.pause(ns))
-    }
-
-    /// Waits until no worker has a pin in `range`. Counts once who takes longer than a second.
-    fn wait_unpinned(&self, range: PageRange) {
-        let mut told = false;
-        while let Err(holder) = self.wait_clear(range, STALL_NS) {
-            if !told {
-                told = true;
-                let worker = self.owners[holder.slot].load(Ordering::Relaxed) as usize;
-                self.common.counters.stalled(Stall {
-                    worker,
-                    range: holder.range,
-                });
-            }
-        }
+    /// Counts who holds a pin for longer than a second.
+    fn stalled(&self, holder: PinHolder) {
+        let worker = self.owners[holder.slot].load(Ordering::Relaxed) as usize;
+        self.common.counters.stalled(Stall {
+            worker,
+            range: holder.range,
+        });
     }
 }
 
 impl<W: Bus> Device for Side<W> {
     fn invalidate(&self, invalidation: &Invalidation, scope: &CallbackScope<'_>) {
-        let range = invalidation.range;
-        self.pins.flush(range);
-        if W::FENCED && invalidation.cause.moves_pages() {
-            if self.wait_clear(range, MIGRATE_PATIENCE_NS).is_err() {
-                // Who still holds a pin faults at its next access, and the page comes back to it.
-                scope.leave_to_the_mmu();
-            }
-        } else {
-            self.wait_unpinned(range);
-        }
+        let world = self.common.mm.world();
+        self.pins
+            .invalidate(world, invalidation, scope, &|holder| self.stalled(holder));
     }
 
     fn try_invalidate(&self, invalidation: &Invalidation, _scope: &CallbackScope<'_>) -> Answer {
-        self.pins.flush(invalidation.range);
-        match self.wait_clear(invalidation.range, BRIEF_PATIENCE_NS) {
-            Ok(()) => Answer::Done,
-            Err(_) if W::FENCED => Answer::Fenced,
-            Err(_) => Answer::Refused,
-        }
+        self.pins.try_invalidate(self.common.mm.world(), invalidation)
     }
 
     fn release(&self) {
         // SeqCst: against the look at the flag after a pin was published (SOFT-4).
         self.released.store(true, Ordering::SeqCst);
-        self.pins.flush(PageRange::ALL);
-        self.wait_unpinned(PageRange::ALL);
+        let world = self.common.mm.world();
+        self.pins.drain(world, PageRange::ALL, &|holder| self.stalled(holder));
     }
 }
 

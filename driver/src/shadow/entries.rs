@@ -17,13 +17,6 @@ use super::{GuestError, MAX_SLOTS, MAX_VCPUS, MemSlot, OpenError};
 
 /// Entries made with one miss, where the pages are there already.
 const AROUND: usize = 8;
-/// How long a migration waits for an access before it relies on the MMU to stop it.
-const MIGRATE_PATIENCE_NS: u64 = 1_000_000;
-/// How long a pass that must not wait does.
-const BRIEF_PATIENCE_NS: u64 = 20_000;
-/// The piece in which a pass that may wait does.
-const PATIENCE_NS: u64 = 1_000_000_000;
-
 // Flags of an entry, below the page's device address. `WRITE` is never without `DIRTY`: a page that the guest may write is in the log.
 const PRESENT: u64 = 1;
 const WRITE: u64 = 2;
@@ -197,7 +190,7 @@ impl<W: World> Side<W> {
         }
         drop(mmu);
         // Who was permitted to write before writes until here.
-        while !self.wait_clear(pages.range, PATIENCE_NS) {}
+        self.pins.drain(self.mm.world(), pages.range, &|_| {});
     }
 
     pub(super) fn age(&self, pages: Pages) -> usize {
@@ -230,13 +223,6 @@ impl<W: World> Side<W> {
             }
         }
     }
-
-    fn wait_clear(&self, range: PageRange, patience_ns: u64) -> bool {
-        let world = self.mm.world();
-        self.pins
-            .wait_clear(range, patience_ns, &|| world.now_ns(), &|ns| world.pause(ns))
-            .is_ok()
-    }
 }
 
 /// The entry for the first page of `page` that the table permits, or 0. A frame number's place has where the page lies for the device.
@@ -265,14 +251,7 @@ impl<W: World> Device for Side<W> {
         let mmu = self.mmu.lock();
         self.zap(range);
         drop(mmu);
-        self.pins.flush(range);
-        if W::FENCED && invalidation.cause.moves_pages() {
-            if !self.wait_clear(range, MIGRATE_PATIENCE_NS) {
-                scope.leave_to_the_mmu();
-            }
-        } else {
-            while !self.wait_clear(range, PATIENCE_NS) {}
-        }
+        self.pins.invalidate(self.mm.world(), invalidation, scope, &|_| {});
     }
 
     fn try_invalidate(&self, invalidation: &Invalidation, _: &CallbackScope<'_>) -> Answer {
@@ -282,12 +261,7 @@ impl<W: World> Device for Side<W> {
         };
         self.zap(range);
         drop(mmu);
-        self.pins.flush(range);
-        match self.wait_clear(range, BRIEF_PATIENCE_NS) {
-            true => Answer::Done,
-            false if W::FENCED => Answer::Fenced,
-            false => Answer::Refused,
-        }
+        self.pins.try_invalidate(self.mm.world(), invalidation)
     }
 
     fn release(&self) {
@@ -296,7 +270,6 @@ impl<W: World> Device for Side<W> {
         let mmu = self.mmu.lock();
         self.zap(PageRange::ALL);
         drop(mmu);
-        self.pins.flush(PageRange::ALL);
-        while !self.wait_clear(PageRange::ALL, PATIENCE_NS) {}
+        self.pins.drain(self.mm.world(), PageRange::ALL, &|_| {});
     }
 }

@@ -12,10 +12,6 @@ use super::{Shared, State, Stopped, Wants};
 
 /// Work in flight at a time.
 pub(super) const MAX_FLIGHTS: usize = 8;
-/// How long a migration waits for an access before it relies on the MMU to stop it.
-const MIGRATE_PATIENCE_NS: u64 = 1_000_000;
-/// The piece in which a pass that may wait does.
-const PATIENCE_NS: u64 = 1_000_000_000;
 
 /// Work in flight, as invalidations see it.
 struct InFlight {
@@ -92,13 +88,6 @@ impl<W: World> Side<W> {
             }
         }
     }
-
-    fn wait_clear(&self, range: PageRange, patience_ns: u64) -> bool {
-        let world = self.mm.world();
-        self.pins
-            .wait_clear(range, patience_ns, &|| world.now_ns(), &|ns| world.pause(ns))
-            .is_ok()
-    }
 }
 
 fn has_all<W: World>(state: &State<W>, wants: &Wants) -> bool {
@@ -112,16 +101,8 @@ fn has_all<W: World>(state: &State<W>, wants: &Wants) -> bool {
 
 impl<W: World> Device for Side<W> {
     fn invalidate(&self, invalidation: &Invalidation, scope: &CallbackScope<'_>) {
-        let range = invalidation.range;
-        self.cancel(&mut self.flights.lock(), range, Some(*invalidation));
-        self.pins.flush(range);
-        if W::FENCED && invalidation.cause.moves_pages() {
-            if !self.wait_clear(range, MIGRATE_PATIENCE_NS) {
-                scope.leave_to_the_mmu();
-            }
-        } else {
-            while !self.wait_clear(range, PATIENCE_NS) {}
-        }
+        self.cancel(&mut self.flights.lock(), invalidation.range, Some(*invalidation));
+        self.pins.invalidate(self.mm.world(), invalidation, scope, &|_| {});
     }
 
     /// Refuses while an access is in flight. The work is cancelled all the same: who asks again finds the device idle soon (USR-3).
@@ -144,8 +125,7 @@ impl<W: World> Device for Side<W> {
         self.released.store(true, Ordering::Relaxed);
         self.cancel(&mut flights, PageRange::ALL, None);
         drop(flights);
-        self.pins.flush(PageRange::ALL);
-        while !self.wait_clear(PageRange::ALL, PATIENCE_NS) {}
+        self.pins.drain(self.mm.world(), PageRange::ALL, &|_| {});
     }
 }
 

@@ -9,7 +9,7 @@ use isomem_core::mirror::pin::{PinSlot, Pins};
 use isomem_core::mirror::{DeviceHandle, Mirror};
 use isomem_core::mm::MemoryConfig;
 use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
-use isomem_core::world::{Metadata, World};
+use isomem_core::world::Metadata;
 use isomem_linux::sys::metadata::{MetaArc, MetadataHeap};
 use isomem_linux::{Linux, Window};
 
@@ -21,38 +21,18 @@ pub(crate) struct Plain {
     pub(crate) pins: Pins<MetadataHeap>,
 }
 
-impl Plain {
-    fn wait_clear(&self, range: PageRange, patience_ns: u64) -> bool {
-        let world = self.mm.core().world();
-        let pause = |ns| world.pause(ns);
-        self.pins
-            .wait_clear(range, patience_ns, &|| world.now_ns(), &pause)
-            .is_ok()
-    }
-}
-
 impl Device for Plain {
     fn invalidate(&self, invalidation: &Invalidation, scope: &CallbackScope<'_>) {
-        self.pins.flush(invalidation.range);
-        if !invalidation.cause.moves_pages() {
-            while !self.wait_clear(invalidation.range, 1_000_000_000) {}
-        } else if !self.wait_clear(invalidation.range, 1_000_000) {
-            scope.leave_to_the_mmu();
-        }
+        self.pins
+            .invalidate(self.mm.core().world(), invalidation, scope, &|_| {});
     }
 
     fn try_invalidate(&self, invalidation: &Invalidation, _: &CallbackScope<'_>) -> Answer {
-        self.pins.flush(invalidation.range);
-        if self.wait_clear(invalidation.range, 20_000) {
-            Answer::Done
-        } else {
-            Answer::Fenced
-        }
+        self.pins.try_invalidate(self.mm.core().world(), invalidation)
     }
 
     fn release(&self) {
-        self.pins.flush(PageRange::ALL);
-        while !self.wait_clear(PageRange::ALL, 1_000_000_000) {}
+        self.pins.drain(self.mm.core().world(), PageRange::ALL, &|_| {});
     }
 }
 
