@@ -423,10 +423,6 @@ fn mig_10_two_small_devices_and_announced_changes() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "shuttle"),
-    ignore = "open: in about one of a thousand tellings a write is lost; see docs/testing.md"
-)]
 fn prf_4_steps_of_the_kernel_fail_at_any_moment() {
     mixed(4_000, mix(&[ACCESSES, ANNOUNCED, KERNEL, &[Fail, Fail, Fail]]));
 }

@@ -7,7 +7,7 @@ use isomem_core::world::Access;
 
 use crate::journal::{Actor, Event, Frame, Journal};
 use crate::kernel::frame::ZERO;
-use crate::kernel::space::{Present, Pte};
+use crate::kernel::space::{Present, Pte, Swapped};
 use crate::kernel::{Channel, Msg, Process, Site, State, WORDS, Wait, Words, address, told};
 
 /// An access to one word.
@@ -166,7 +166,7 @@ impl Process {
         let mut state = self.lock();
         match state.space(self.pid()).pte(page)? {
             Pte::Present(present) => Some(*state.frames.words(present.frame)),
-            Pte::Swap(slot) => state.swap.get(&slot).copied(),
+            Pte::Swap(swapped) => state.swap.get(&swapped.slot).copied(),
             Pte::Poison => None,
         }
     }
@@ -212,7 +212,7 @@ impl Process {
             (None, Some(channel)) => state.ask(pid, page, access, false, channel),
             (None, None) => state.fill(self, page, access, vma.is_writable()),
             (Some(Pte::Poison), _) => Resolved::Segv,
-            (Some(Pte::Swap(slot)), _) => state.swap_in(self, page, slot, vma.is_writable()),
+            (Some(Pte::Swap(swapped)), _) => state.swap_in(self, page, swapped, vma.is_writable()),
             (Some(Pte::Present(present)), Some(channel)) if write && present.protected => {
                 state.ask(pid, page, access, true, channel)
             }
@@ -305,13 +305,18 @@ impl State {
         Resolved::Retry
     }
 
-    fn swap_in(&mut self, process: &Process, page: usize, slot: u64, writable: bool) -> Resolved {
+    fn swap_in(&mut self, process: &Process, page: usize, swapped: Swapped, writable: bool) -> Resolved {
         if self.check(Site::Allocate).is_err() {
             return Resolved::Segv;
         }
-        let words = self.free_slot(process.journal(), slot);
-        let frame = self.frames.allocate(process.journal(), words);
-        self.set(process.pid(), page, frame, writable);
+        let words = self.free_slot(process.journal(), swapped.slot);
+        let present = Present {
+            frame: self.frames.allocate(process.journal(), words),
+            writable,
+            protected: swapped.protected,
+            huge: false,
+        };
+        self.space(process.pid()).ptes.insert(page, Pte::Present(present));
         Resolved::Retry
     }
 
@@ -355,8 +360,8 @@ impl State {
     pub(super) fn zap(&mut self, journal: &Journal, pid: usize, page: usize) {
         match self.space(pid).ptes.remove(&page) {
             Some(Pte::Present(present)) => self.frames.unmap(journal, present.frame),
-            Some(Pte::Swap(slot)) => {
-                self.free_slot(journal, slot);
+            Some(Pte::Swap(swapped)) => {
+                self.free_slot(journal, swapped.slot);
             }
             Some(Pte::Poison) | None => {}
         }

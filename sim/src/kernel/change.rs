@@ -8,7 +8,7 @@ use isomem_core::notifier::{Blocking, Cause};
 use isomem_core::world::{Access, Backing};
 
 use crate::journal::Event;
-use crate::kernel::space::{Present, Pte, Vma};
+use crate::kernel::space::{Present, Pte, Swapped, Vma};
 use crate::kernel::{Channel, Errno, Msg, Process, Site, Wait, address, told};
 
 /// Who makes a change.
@@ -315,10 +315,14 @@ impl Process {
                     .ptes
                     .insert(page, Pte::Present(Present { protected, ..shared }));
             }
-            Some(Pte::Swap(slot)) => {
-                let words = state.swap[&slot];
+            Some(Pte::Swap(swapped)) => {
+                let words = state.swap[&swapped.slot];
                 let slot = state.swap_slot(self.journal(), words);
-                state.space(to).ptes.insert(page, Pte::Swap(slot));
+                let protected = false;
+                state
+                    .space(to)
+                    .ptes
+                    .insert(page, Pte::Swap(Swapped { slot, protected }));
             }
             Some(Pte::Poison) | None => {}
         }

@@ -6,7 +6,7 @@ use isomem_core::notifier::{Blocking, Cause};
 use crate::journal::{Event, Journal};
 use crate::kernel::access::one;
 use crate::kernel::frame::ZERO;
-use crate::kernel::space::{Present, Pte};
+use crate::kernel::space::{Present, Pte, Swapped};
 use crate::kernel::{Process, Refused, State, Words};
 
 /// What became of a page that reclaim wanted.
@@ -46,7 +46,11 @@ impl Process {
         let words = *state.frames.words(present.frame);
         let slot = state.swap_slot(self.journal(), words);
         state.zap(self.journal(), self.pid(), page);
-        state.space(self.pid()).ptes.insert(page, Pte::Swap(slot));
+        let protected = false;
+        state
+            .space(self.pid())
+            .ptes
+            .insert(page, Pte::Swap(Swapped { slot, protected }));
         Reclaimed::Yes
     }
 

@@ -71,8 +71,8 @@ impl Vma {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pte {
     Present(Present),
-    /// Its contents are in this slot of the swap.
-    Swap(u64),
+    /// Its contents are in the swap.
+    Swap(Swapped),
     /// To touch it is an error.
     Poison,
 }
@@ -85,6 +85,13 @@ pub(super) struct Present {
     pub(super) protected: bool,
     /// Part of a huge page.
     pub(super) huge: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Swapped {
+    pub(super) slot: u64,
+    /// Write-protected by userfaultfd, as the page will be that comes back (Linux: pte_swp_uffd_wp).
+    pub(super) protected: bool,
 }
 
 #[derive(Debug, Default)]

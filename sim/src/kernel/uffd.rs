@@ -7,7 +7,7 @@ use isomem_core::world::{Access, Area, Backing, Pte as Seen, PteRun};
 
 use crate::kernel::access::one;
 use crate::kernel::frame::ZERO;
-use crate::kernel::space::{Present, Pte, Vma};
+use crate::kernel::space::{Present, Pte, Swapped, Vma};
 use crate::kernel::{Channel, Copies, Errno, Msg, Process, Site, State, WORDS, Wait, Words};
 
 /// Pages done, and why not all.
@@ -245,8 +245,10 @@ impl Process {
             return Err(Errno::NOENT);
         }
         for (_, pte) in space.ptes.range_mut(range.first_page()..range.end_page()) {
-            if let Pte::Present(present) = pte {
-                present.protected = on;
+            match pte {
+                Pte::Present(present) => present.protected = on,
+                Pte::Swap(swapped) => swapped.protected = on,
+                Pte::Poison => {}
             }
         }
         drop(state);
@@ -381,7 +383,10 @@ impl State {
         let writable = space.vma(to).is_some_and(Vma::is_writable);
         let moved = match pte {
             Pte::Poison => return Err(Errno::BUSY),
-            Pte::Swap(_) => pte,
+            Pte::Swap(swapped) => Pte::Swap(Swapped {
+                protected: false,
+                ..swapped
+            }),
             Pte::Present(present) if present.frame == ZERO && zeroes == Zeroes::Own => Pte::Present(Present {
                 frame: self.frames.allocate(process.journal(), Words::default()),
                 writable,
