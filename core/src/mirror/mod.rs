@@ -39,7 +39,7 @@ use crate::migrate::out::{Goal, Sender};
 use crate::migrate::{Elsewhere, Keep, MigrateError, Report};
 use crate::mirror::end::Release;
 use crate::mirror::table::{Entry, Flags, Table};
-use crate::mm::{EntryError, Memory, Mm, Shared, Streams, share_budget};
+use crate::mm::{Advice, AdviseError, EntryError, Memory, Mm, Shared, Streams, share_budget};
 use crate::notifier::{Answer, CallbackScope, Invalidation, Subscriber, Subscription};
 use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use crate::world::{Metadata, OutOfMetadata, World};
@@ -399,6 +399,25 @@ impl<W: World, D: Device> Mirror<W, D> {
             state.mm.send(&sender, range)
         });
         Ok(sent?)
+    }
+
+    /// Says something about the memory in `range`: how it is used, or where it is best (MIG-13). Holds for pages that are placed from now on, by
+    /// whichever mirror; none is moved. [`Mm::advised`] tells what was said.
+    ///
+    /// All of it is taken, or nothing. There need not be memory there. What is unmapped or moved is forgotten, see [`Advice`]'s module.
+    #[doc(alias = "madvise")]
+    #[doc(alias = "cudaMemAdvise")]
+    pub fn advise(&self, range: PageRange, advice: Advice) -> Result<(), AdviseError> {
+        self.state.mm.check_entry()?;
+        if self.state.is_released() {
+            return Err(AdviseError::Released);
+        }
+        let state = self.state.clone();
+        let taken = self
+            .state
+            .mm
+            .off_stack(move || state.mm.advice.advise(range, advice, state.memory.id));
+        Ok(taken?)
     }
 
     /// Brings the pages of `range` that are on this device home; claims of coherent memory end.

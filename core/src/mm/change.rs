@@ -6,7 +6,7 @@
 //! # Invariants
 //! - CHG-1: while the call is made no device has an entry in the ranges of the bracket, none can get one, and no page of them is away or leaves.
 //!   So what the kernel does there meanwhile, also for somebody else, is not late.
-//! - CHG-2: a call that was not made, or that failed, has lost nothing: pages may have come home.
+//! - CHG-2: a call that was not made, or that failed, has lost nothing: pages may have come home, and advice may be forgotten.
 //!
 //! # Locking
 //! The guards, then the gate (docs/locking.md). The call is made with both held, on a thread of isomem's own.
@@ -174,6 +174,10 @@ impl<W: World> MmState<W> {
         // No page leaves home from here on; what is away comes back, because the call works on what is at home.
         self.gate.close();
         let home = changes.iter().try_for_each(|change| self.bring_home(change));
+        if home.is_ok() {
+            // Before the call: once it is made, others may map something there and advise on that.
+            self.forget_advice(changes);
+        }
         let result = home.map_err(E::from).and_then(|()| call(self.world()));
         self.gate.open();
         if result.is_ok() {
@@ -181,6 +185,14 @@ impl<W: World> MmState<W> {
             guards.into_iter().flatten().for_each(Guard::commit);
         }
         result
+    }
+
+    /// What is unmapped or moved away takes its advice along.
+    fn forget_advice(&self, changes: &Changes) {
+        changes
+            .iter()
+            .filter(|change| change.cause == Cause::Unmap)
+            .for_each(|change| self.advice.forget(change.range));
     }
 
     /// Whether a page of the ranges may ever have been away, so that the kernel may report what is done to them.

@@ -50,11 +50,14 @@ impl<W: World> MmState<W> {
             }
             LateEvent::Unmapped(range) => {
                 add(&self.counters.late_unmapped, 1);
+                self.advice.forget(range);
                 let told = self.tell_late(range, Cause::Unmap);
                 self.drop_away(range, told);
             }
             LateEvent::Remapped { from, to } => {
                 add(&self.counters.late_remapped, 1);
+                self.advice.forget(from);
+                self.advice.forget(to);
                 let told = self.tell_late(from, Cause::Unmap);
                 let replaced = self.tell_late(to, Cause::Unmap);
                 self.drop_away(to, replaced);

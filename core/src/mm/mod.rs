@@ -9,6 +9,7 @@
 //!
 //! Linux: struct mm_struct with its notifier subscriptions, mm/hmm.c.
 
+mod advice;
 mod arrivals;
 pub(crate) mod block;
 mod change;
@@ -19,11 +20,12 @@ mod late;
 
 use core::ops::Deref;
 
-use crate::addr::{PAGE_SIZE, PageRange};
+use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 pub use crate::devmem::MemoryKind;
 use crate::devmem::{Budget, DeviceId, DeviceMemory};
 use crate::migrate::home::Which;
 use crate::mirror::DeviceHandle;
+use crate::mm::advice::AdviceStore;
 use crate::mm::arrivals::Arrivals;
 use crate::mm::block::BlockTable;
 use crate::mm::gate::Gate;
@@ -32,6 +34,7 @@ use crate::stats::{Counters, Stats, add};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLockWriteGuard};
 use crate::world::{Metadata, OutOfMetadata, World, WorldError};
 
+pub use advice::{Advice, AdviseError, Advised, Preferred, Usage};
 pub use change::{CHANGES_MAX, Change, ChangeError, Changes};
 pub(crate) use fault::Streams;
 pub use fault::{CpuFault, Served};
@@ -169,6 +172,7 @@ pub struct MmState<W: World> {
     world: W,
     pub(crate) notifier: Notifier<W::Meta>,
     pub(crate) blocks: BlockTable<W::Meta>,
+    pub(crate) advice: AdviceStore<W::Meta>,
     /// Read by who moves pages home, for each move; written by the reader of the world's events.
     pub(crate) arrivals: Arrivals,
     /// Held while areas are looked at and tracked, until the pages concerned are in transit.
@@ -193,6 +197,7 @@ impl<W: World> Mm<W> {
             world,
             notifier: Notifier::new()?,
             blocks: BlockTable::new(),
+            advice: AdviceStore::new(),
             arrivals: Arrivals::new(),
             areas: Mutex::new("areas", ()),
             stragglers: AtomicBool::new(false),
@@ -294,6 +299,13 @@ impl<W: World> Mm<W> {
 }
 
 impl<W: World> Mm<W> {
+    /// What was said of the page at `addr`.
+    pub fn advised(&self, addr: VirtAddr) -> Advised {
+        let mm = self.clone();
+        // Not on the program's stack: whoever places a page takes the lock.
+        self.off_stack(move || mm.advice.at(addr.get() / PAGE_SIZE))
+    }
+
     /// Counts so far.
     pub fn stats(&self) -> Stats {
         let mm = self.clone();
@@ -404,6 +416,8 @@ impl<W: World> MmState<W> {
                 drop(state.take_empty(memory.id));
             }
         }
+        // Before the number can be used again (ADV-3).
+        self.advice.forget_device(memory.id);
         let removed = self.devices.lock()[memory.id.0 as usize].take();
         if removed.is_some() {
             self.world.release_arena(memory.arena);
