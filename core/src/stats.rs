@@ -73,6 +73,10 @@ counters! {
     pages_claimed,
     /// Pages that a device took exclusively.
     pages_exclusive,
+    /// Pages of which the CPU got a copy to read while the device kept them.
+    pages_duplicated,
+    /// Such duplicates that ended, by a write or because the page had to be on one side.
+    duplicates_collapsed,
     /// Bytes that changed place by relinking pages.
     bytes_moved,
     /// Bytes that changed place by copying.

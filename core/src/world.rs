@@ -262,6 +262,10 @@ pub trait World: Send + Sync + Sized + 'static {
     /// Copies pages of the arena back to the program and wakes who waits for them. The arena's copy stays.
     fn copy_home(&self, from: ArenaRange, to: PageRange) -> Moved;
 
+    /// Copies pages of the arena to their place at home, write-protected as by [`World::write_protect`], and wakes who waits for them; the arena's stay
+    /// (MIG-12). [`Stop::Unlike`] where the kernel cannot tell of a write to them, or not of every write.
+    fn duplicate_home(&self, from: ArenaRange, to: PageRange) -> Moved;
+
     /// Moves pages from one device's part of the arenas to another's, without copying. Their place becomes a hole.
     fn move_across(&self, from: ArenaRange, to: ArenaRange) -> Moved;
 

@@ -55,7 +55,7 @@ pub trait Pagee: Clone + Send + Sync + 'static {
     fn world(&self) -> &Linux;
 
     /// A CPU fault. See [`isomem_core::mm::MmState::cpu_fault`].
-    fn cpu_fault(&self, addr: VirtAddr) -> Served;
+    fn cpu_fault(&self, addr: VirtAddr, fault: CpuFault) -> Served;
 
     /// A CPU fault on a page that nobody knows. See [`isomem_core::mm::MmState::fill_hole`].
     fn fill_hole(&self, addr: VirtAddr, fault: CpuFault) -> Served;
@@ -96,8 +96,8 @@ impl Pagee for Mm<Linux> {
         (**self).world()
     }
 
-    fn cpu_fault(&self, addr: VirtAddr) -> Served {
-        (**self).cpu_fault(addr)
+    fn cpu_fault(&self, addr: VirtAddr, fault: CpuFault) -> Served {
+        (**self).cpu_fault(addr, fault)
     }
 
     fn fill_hole(&self, addr: VirtAddr, fault: CpuFault) -> Served {
@@ -223,7 +223,7 @@ impl<P: Pagee> Shared<P> {
 
     /// A helper's service of a fault.
     fn assist(&self, fault: Fault) {
-        match self.pagee.cpu_fault(fault.addr) {
+        match self.pagee.cpu_fault(fault.addr, fault.kind) {
             Served::Done | Served::InTransit => {}
             Served::Hole => {
                 // Release, with the acquire of the leader: it is marked before the thread can fault again.

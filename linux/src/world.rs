@@ -516,6 +516,18 @@ impl World for Linux {
         moved(self.copy(&self.program, from, to, Protection::None), stop)
     }
 
+    fn duplicate_home(&self, from: ArenaRange, to: PageRange) -> Moved {
+        let features = self.features();
+        // With user-mode faults only, a system call that writes to a protected page fails; one that is at home alone it can write.
+        if !features.wp() || features.user_mode_only() {
+            return Moved {
+                pages: 0,
+                stop: Some(Stop::Unlike),
+            };
+        }
+        moved(self.copy(&self.program, from, to, Protection::Write), stop)
+    }
+
     fn move_across(&self, from: ArenaRange, to: ArenaRange) -> Moved {
         self.move_out(from, to)
     }

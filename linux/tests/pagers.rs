@@ -93,7 +93,7 @@ impl Pagee for Simple {
         &self.0.world
     }
 
-    fn cpu_fault(&self, addr: VirtAddr) -> Served {
+    fn cpu_fault(&self, addr: VirtAddr, _: CpuFault) -> Served {
         let home = *self.0.home.lock().unwrap();
         if !home.contains(addr.get()) {
             return Served::Hole;

@@ -285,6 +285,10 @@ impl World for SimWorld {
         plain(self.process.copy_pages(from, to, Channel::Program, Copies::Open))
     }
 
+    fn duplicate_home(&self, from: ArenaRange, to: PageRange) -> Moved {
+        plain(self.process.copy_pages(from, to, Channel::Program, Copies::Protected))
+    }
+
     fn move_across(&self, from: ArenaRange, to: ArenaRange) -> Moved {
         self.moved(from, self.process.move_pages(from, to, Channel::Arena, self.zeroes))
     }

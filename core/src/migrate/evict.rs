@@ -5,7 +5,8 @@
 
 use crate::addr::{BlockId, PageMask, PageRange};
 use crate::devmem::Full;
-use crate::migrate::home::{Homeward, Which, Why};
+use crate::migrate::home::Why;
+use crate::migrate::homeward::{Homeward, Which};
 use crate::migrate::out::Sender;
 use crate::mm::MmState;
 use crate::notifier::Cause;
@@ -97,11 +98,10 @@ impl<W: World> MmState<W> {
         }
         let arrived = self.carry_home(&homeward, PageMask::NONE, Why::Eviction);
         guard.commit();
-        if arrived.pages.or(arrived.given_back).is_empty() {
-            return false;
+        if arrived.made_room() {
+            add(&self.counters.evictions, 1);
         }
-        add(&self.counters.evictions, 1);
-        true
+        arrived.made_room()
     }
 
     /// An empty chunk that was kept for a stale access: free it once the devices are found quiet.

@@ -6,13 +6,14 @@ use core::ops::Range;
 
 use crate::addr::{PAGES_PER_BLOCK, PageMask, PageRange};
 use crate::devmem::{Contents, DeviceId};
+use crate::migrate::homeward::{Arrived, Homeward, Which};
 use crate::migrate::{Report, SkipReason, bytes, huge_group};
 use crate::mm::MmState;
-use crate::mm::block::{Block, BlockState, Residency, Waiting, arena_pages};
+use crate::mm::block::{Block, Residency, Waiting, arena_pages};
 use crate::notifier::Cause;
 use crate::stats::add;
 use crate::sync::MODEL;
-use crate::world::{ArenaRange, Metadata, Moved, Stop, World};
+use crate::world::{ArenaRange, Moved, Stop, World};
 
 /// On whose behalf pages come home; for the statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,93 +23,12 @@ pub(crate) enum Why {
     Request,
 }
 
-/// Which of a device's pages come home.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
-    /// All; claims end.
-    All,
-    /// Those that the CPU cannot reach where they are. Claims stay.
-    Away,
-    /// Those that the device took exclusively.
-    Exclusive,
-    /// All but those.
-    NotExclusive,
-}
-
-impl Which {
-    /// The pages of `residency` in `want`: in the arena, and claimed.
-    fn of<M: Metadata>(self, residency: &Residency<M>, want: PageMask) -> (PageMask, PageMask) {
-        let (pages, claims) = (residency.pages.and(want), residency.claimed.and(want));
-        match self {
-            Self::All => (pages, claims),
-            Self::Away => (pages, PageMask::NONE),
-            Self::Exclusive => (pages.and(residency.exclusive), PageMask::NONE),
-            Self::NotExclusive => (pages.without(residency.exclusive), claims),
-        }
-    }
-}
-
 /// Blocks that share one invalidation.
 const BATCH: usize = if MODEL { 4 } else { 64 };
 /// Attempts at a page while the address space keeps changing: until the reader of the world's events comes round.
-const ATTEMPTS: usize = if MODEL { 4 } else { 64 };
+pub(super) const ATTEMPTS: usize = if MODEL { 4 } else { 64 };
 /// The same for who is not waited for by that reader: some seconds. Giving up would fail a change or an announced fork.
 const PATIENT_ATTEMPTS: usize = if MODEL { 500 } else { 50_000 };
-
-/// Pages of one block on their way home.
-pub(crate) struct Homeward<'a, W: World> {
-    pub(crate) block: &'a Block<W::Meta>,
-    pub(crate) device: DeviceId,
-    base_page: usize,
-    /// Pages in the arena.
-    pub(crate) pages: PageMask,
-    /// Claimed pages: they are at home, and only the claim ends.
-    claims: PageMask,
-    huge: bool,
-    /// A device may still reach the chunk through a stale pin.
-    fenced: bool,
-}
-
-impl<'a, W: World> Homeward<'a, W> {
-    /// Puts those of `want` that are resident in `residency` and settled in transit. The caller holds the block's lock.
-    pub(crate) fn collect(
-        block: &'a Block<W::Meta>,
-        state: &mut BlockState<W::Meta>,
-        device: DeviceId,
-        want: PageMask,
-        which: Which,
-    ) -> Option<Self> {
-        let residency = state.on(device)?;
-        // A huge page goes whole: taking a part of it home would make the kernel split it.
-        let whole = residency.huge && !which.of(residency, want).0.is_empty();
-        let want = if whole { PageMask::FULL } else { want };
-        let (pages, claims) = which.of(residency, want);
-        let (pages, claims) = (pages.without(state.transit), claims.without(state.transit));
-        let (base_page, huge) = (residency.base_page, residency.huge);
-        if pages.or(claims).is_empty() {
-            return None;
-        }
-        state.transit = state.transit.or(pages).or(claims);
-        Some(Self {
-            block,
-            device,
-            base_page,
-            pages,
-            claims,
-            huge,
-            // Whether somebody still reaches the chunk is what the invalidation to come finds out: what did long ago says nothing.
-            fenced: false,
-        })
-    }
-
-    /// The smallest range that covers the pages.
-    pub(crate) fn range(&self) -> PageRange {
-        let mut runs = self.pages.or(self.claims).runs();
-        let first = runs.next().expect("a transit is not empty");
-        let end = runs.last().map_or(first.end, |run| run.end);
-        self.block.id.pages(first.start..end)
-    }
-}
 
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,18 +36,6 @@ enum Batched {
     Done,
     /// Nothing moved, and nothing is in transit any more.
     NoSlot,
-}
-
-/// How a run of pages came home.
-#[derive(Default)]
-pub(crate) struct Arrived {
-    pub(crate) pages: PageMask,
-    pub(crate) copied: usize,
-    /// Pages whose contents were discarded while they waited: dropped, not brought home.
-    discarded: PageMask,
-    /// Claims that ended.
-    pub(crate) given_back: PageMask,
-    pub(crate) stop: Option<Stop>,
 }
 
 impl<W: World> MmState<W> {
@@ -139,7 +47,11 @@ impl<W: World> MmState<W> {
             given_back: homeward.claims,
             ..Arrived::default()
         };
-        for run in homeward.pages.without(moved).runs() {
+        self.collapse(homeward, &mut arrived);
+        if homeward.is_copied {
+            self.duplicate(homeward, &mut arrived);
+        }
+        for run in homeward.pages.without(moved).without(arrived.duplicated).runs() {
             self.carry_run(homeward, run, why, &mut arrived);
         }
         self.settle_home(homeward, &mut arrived);
@@ -150,7 +62,12 @@ impl<W: World> MmState<W> {
             Why::Request => &self.counters.pages_home_by_request,
         };
         add(counter, count + arrived.given_back.count());
-        add(&self.counters.bytes_copied, bytes(arrived.copied));
+        add(&self.counters.pages_duplicated, arrived.duplicated.count());
+        add(&self.counters.duplicates_collapsed, arrived.collapsed.count());
+        add(
+            &self.counters.bytes_copied,
+            bytes(arrived.copied + arrived.duplicated.count()),
+        );
         add(&self.counters.bytes_moved, bytes(count - arrived.copied));
         arrived
     }
@@ -249,8 +166,8 @@ impl<W: World> MmState<W> {
             // Discarded on the way and not arrived, as where the program mapped and touched something new at their place.
             let void = state
                 .dropped
-                .and(homeward.pages)
-                .without(arrived.pages)
+                .and(homeward.pages.or(homeward.duplicates))
+                .without(arrived.pages.or(arrived.collapsed))
                 .without(arrived.discarded);
             if void.is_empty() {
                 break;
@@ -262,17 +179,18 @@ impl<W: World> MmState<W> {
             }
             state = homeward.block.lock();
         }
-        let gone = arrived.pages.or(arrived.discarded);
+        let gone = arrived.pages.or(arrived.collapsed).or(arrived.discarded);
         let dropped = state.dropped.and(homeward.claims);
         let residency = state
             .on_mut(homeward.device)
             .expect("a residency with pages in transit stays");
         residency.leave(gone);
+        residency.keep_copies(arrived.duplicated.without(arrived.discarded));
         let whole = homeward.huge && residency.pages.is_empty();
         // A claim on contents that were dropped meanwhile has ended by itself.
         let ended = residency.give_back(arrived.given_back.or(dropped));
         let charge = residency.charge.clone();
-        let travelled = homeward.pages.or(homeward.claims);
+        let travelled = homeward.all();
         state.dropped = state.dropped.without(travelled);
         if let Some(memory) = &memory {
             // Before the pages settle: who waits for that, to unregister the device, then finds its memory empty (LIFE-1).
@@ -400,8 +318,7 @@ impl<W: World> MmState<W> {
             // Devices could not be told, so nothing moves.
             for homeward in batch.iter().flatten() {
                 homeward
-                    .pages
-                    .or(homeward.claims)
+                    .all()
                     .runs()
                     .for_each(|run| report.skip(homeward.block.id.pages(run), SkipReason::Changed));
             }
@@ -457,8 +374,9 @@ impl<W: World> MmState<W> {
         let arrived = self.carry_home(homeward, moved, why);
         report.copied += arrived.copied;
         report.moved += arrived.pages.count() - arrived.copied;
-        report.in_place += arrived.given_back.count();
-        for run in homeward.pages.without(arrived.pages).without(arrived.discarded).runs() {
+        report.in_place += arrived.given_back.or(arrived.collapsed).count();
+        let left = homeward.pages.or(homeward.duplicates).without(arrived.pages);
+        for run in left.without(arrived.collapsed).without(arrived.discarded).runs() {
             report.skip(homeward.block.id.pages(run), skip_reason(arrived.stop));
         }
     }
@@ -471,11 +389,13 @@ impl<W: World> MmState<W> {
     /// Remembers that a stale access may still reach the chunk: it must not get another owner until an invalidation found the device quiet.
     pub(crate) fn note_fenced(&self, homeward: &mut Homeward<'_, W>) {
         add(&self.counters.fenced, 1);
-        if homeward.pages.is_empty() {
+        if homeward.pages.or(homeward.duplicates).is_empty() {
             // Only claims end: what a stale pin reaches stays where it is.
             return;
         }
         homeward.fenced = true;
+        // Who writes too late would write the device's side of it only.
+        homeward.is_copied = false;
         if let Some(residency) = homeward.block.lock().on_mut(homeward.device) {
             residency.fenced = true;
         }

@@ -26,8 +26,10 @@
 mod across;
 mod carry;
 mod commit;
+pub(crate) mod duplicate;
 pub(crate) mod evict;
 pub(crate) mod home;
+pub(crate) mod homeward;
 pub(crate) mod out;
 
 use allocator_api2::vec::Vec;
@@ -122,7 +124,8 @@ pub struct Report<M: Metadata> {
     pub copied: usize,
     /// Pages the CPU had never touched: they are zeroes at the new place.
     pub zeroed: usize,
-    /// Pages that changed hands where they are: claimed for coherent memory or given back from there, or made exclusive on the device.
+    /// Pages that changed hands where they are: claimed for coherent memory or given back from there, or made exclusive on the
+    /// device; or no longer duplicated: the device's side went.
     pub in_place: usize,
     /// Of all pages that migrated, how many came from another device.
     pub from_device: usize,

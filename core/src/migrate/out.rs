@@ -142,6 +142,7 @@ impl<W: World> MmState<W> {
         self.blocks
             .known(range)
             .for_each(|(block, span)| drop(block.wait_settled(span.mask())));
+        self.collapse_for(sender, range);
         if sender.claims() {
             report.from_device += self.prepare_claims(sender, range);
         }
@@ -320,6 +321,13 @@ impl<W: World> MmState<W> {
         let exclusively = sender.goal == Goal::Exclusive;
         skip_all(report, span, span.mask().and(state.transit), SkipReason::InTransit);
         let mut left = span.mask().without(state.transit);
+        // They were none a moment ago: duplicates that are in the way end before.
+        let others = |device| device != sender.memory.id;
+        let duplicated = left.and(state.duplicates(|device| others(device) || exclusively));
+        if sender.elsewhere == Elsewhere::Take || exclusively {
+            skip_all(report, span, duplicated, SkipReason::InTransit);
+            left = left.without(duplicated);
+        }
         let already = left.and(if exclusively {
             mask(|r| r.exclusive)
         } else {
@@ -380,6 +388,7 @@ impl<W: World> MmState<W> {
             pages: PageMask::NONE,
             claimed: PageMask::NONE,
             exclusive: PageMask::NONE,
+            duplicates: PageMask::NONE,
             huge: false,
             fenced: false,
             incoming: 1,

@@ -7,6 +7,7 @@
 
 use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, VirtAddr};
 use crate::device::Device;
+use crate::devmem::DeviceId;
 use crate::mirror::MirrorState;
 use crate::mirror::range::{Around, FaultError, Faulted};
 use crate::stats::add;
@@ -35,12 +36,32 @@ impl<W: World, D: Device> MirrorState<W, D> {
         let page = addr.get() / PAGE_SIZE;
         let id = BlockId::of(addr);
         let around = if self.wants_migration(placement) {
-            self.send_around(page, id);
+            if !self.shares_duplicate(page, id, access) {
+                self.send_around(page, id);
+            }
             Around::PageOnDevice(page)
         } else {
             Around::Page(page)
         };
         self.enter(id.range(), access, around)
+    }
+
+    /// Whether the CPU and another device share the page for reading, and this one is to join them. Before a write duplicates end: then the page comes as
+    /// any other.
+    fn shares_duplicate(&self, page: usize, id: BlockId, access: Access) -> bool {
+        let index = page - id.first_page();
+        let is_duplicate = |of: &dyn Fn(DeviceId) -> bool| {
+            let block = self.mm.blocks.get(id);
+            block.is_some_and(|block| block.lock().duplicates(of).has(index))
+        };
+        match access {
+            Access::Read => is_duplicate(&|device| device != self.memory.id),
+            Access::Write if is_duplicate(&|_| true) => {
+                self.mm.collapse_those(id.pages(index..index + 1), |_| true);
+                false
+            }
+            Access::Write => false,
+        }
     }
 
     fn wants_migration(&self, placement: Placement) -> bool {

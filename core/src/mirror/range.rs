@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, PageRange, PageSpan, VirtAddr};
 use crate::device::{Device, DeviceAddr};
-use crate::migrate::home::{Which, Why};
+use crate::migrate::home::Why;
+use crate::migrate::homeward::Which;
 use crate::mirror::table::{Entry, Flags};
 use crate::mirror::{Mirror, MirrorState};
 use crate::mm::EntryError;
@@ -181,7 +182,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
             return Err(FaultError::Released);
         }
         if let Some(wanted) = around.wanted(range) {
-            self.bring_near(wanted);
+            self.bring_near(wanted, access);
         }
         let read = reader.begin()?;
         let span = range.spans().next().expect("a range is not empty");
@@ -200,19 +201,27 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }
     }
 
-    /// Waits for pages in transit, and calls pages home from other devices: what must not be done inside a read (RNG-3).
-    fn bring_near(&self, wanted: PageRange) {
+    /// Waits for pages in transit, and calls pages home from other devices: what must not be done inside a read (RNG-3). Before a write duplicates end,
+    /// the device's own, too (DUP-1); a reader maps what is duplicated where it is.
+    fn bring_near(&self, wanted: PageRange, access: Access) {
+        let which = match access {
+            Access::Read => Which::Alone,
+            Access::Write => {
+                self.mm.collapse_those(wanted, |device| device == self.memory.id);
+                Which::Away
+            }
+        };
         for (block, span) in self.mm.blocks.known(wanted) {
             let state = block.wait_settled(span.mask());
             let elsewhere = state
                 .residencies
                 .iter()
                 .flatten()
-                .any(|residency| residency.device != self.memory.id && residency.pages.overlaps(&span.mask()));
+                .any(|residency| residency.device != self.memory.id && which.concerns(residency, span.mask()));
             drop(state);
             if elsewhere {
                 let others = |device| device != self.memory.id;
-                self.mm.home_those(span.range(), others, Which::Away, Why::Request);
+                self.mm.home_those(span.range(), others, which, Why::Request);
             }
         }
     }
@@ -229,7 +238,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
             return Err(Missed::Error(error));
         }
         seen.failure = failure;
-        let mut at_home = self.check_residency(wanted, &mut seen)?;
+        let mut at_home = self.check_residency(wanted, access, &mut seen)?;
         if let Around::PageOnDevice(_) = around {
             at_home = at_home.and(wanted.or(seen.claimed));
         }
@@ -278,15 +287,22 @@ impl<W: World, D: Device> MirrorState<W, D> {
     }
 
     /// Pages on this device go into `seen`; the answer is which pages are at home.
-    fn check_residency(&self, wanted: PageMask, seen: &mut Seen) -> Result<PageMask, Missed> {
+    fn check_residency(&self, wanted: PageMask, access: Access, seen: &mut Seen) -> Result<PageMask, Missed> {
         let Some(block) = self.mm.blocks.get(seen.block) else {
             return Ok(PageMask::FULL);
         };
         let state = block.lock();
-        let at_home = state.at_home();
-        let here = state
+        let mut at_home = state.at_home();
+        let mut here = state
             .on(self.memory.id)
             .map_or(PageMask::NONE, |residency| residency.pages.without(state.transit));
+        // Nobody writes duplicates (DUP-1). Those of other devices are read at home.
+        let duplicates = state.duplicates(|_| true);
+        seen.writable = seen.writable.without(duplicates);
+        match access {
+            Access::Read => at_home = at_home.or(duplicates.without(here).without(state.transit)),
+            Access::Write => here = here.without(duplicates),
+        }
         if wanted.overlaps(&PageMask::FULL.without(at_home.or(here))) {
             return Err(Missed::Moving);
         }

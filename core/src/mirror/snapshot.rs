@@ -103,6 +103,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
                 pages: residency.pages,
                 claimed: residency.claimed,
                 exclusive: residency.exclusive,
+                duplicates: residency.duplicates,
                 huge: residency.huge,
             })
         }))
@@ -115,6 +116,7 @@ struct Held {
     pages: PageMask,
     claimed: PageMask,
     exclusive: PageMask,
+    duplicates: PageMask,
     huge: bool,
 }
 
@@ -127,6 +129,16 @@ impl Known {
     fn state(&self, index: usize, pte: Pte, access: Access, asking: DeviceId) -> PageState {
         debug_assert!(index < PAGES_PER_BLOCK);
         let find = |has: fn(&Held) -> &PageMask| self.0.iter().flatten().find(|held| has(held).has(index));
+        let duplicate = || {
+            let Held { device, .. } = *find(|held| &held.duplicates)?;
+            let local = device == asking;
+            Some(PageState::Duplicate { device, local, access })
+        };
+        if pte != Pte::None
+            && let Some(duplicate) = duplicate()
+        {
+            return duplicate;
+        }
         match pte {
             Pte::None => match find(|held| &held.pages) {
                 Some(held) => held.away(index, access, asking),
@@ -202,6 +214,15 @@ pub enum PageState {
         access: Access,
         /// Part of a huge page.
         huge: bool,
+    },
+    /// In device memory, and in system memory as well: either side reads it where it is, and a write by either ends that (MIG-12).
+    Duplicate {
+        /// Which device.
+        device: DeviceId,
+        /// It is the device of the mirror that was asked.
+        local: bool,
+        /// What the area allows.
+        access: Access,
     },
     /// A device took it exclusively: the CPU may not access it for now (MIG-11).
     Exclusive {

@@ -12,6 +12,8 @@
 //! - BLK-3: a residency's page `i` lies at page `i` of its chunk, so that a run of pages is a run of the arena and a huge page stays whole.
 //! - BLK-5 (MIG-10): a page has at most one claim, and none while it is away. A page in transit may have one: whoever settles it says.
 //! - BLK-6 (MIG-11): an exclusive page is one in its device's arena, so the CPU cannot have it; it stops being exclusive by leaving there.
+//! - BLK-7 (MIG-12): a duplicate is a page in its device's arena that is at home as well, with the same bytes, write-protected. To everything but a CPU's
+//!   read, and another device's, it is away; no device may write it. It is not exclusive, and its block is no huge page.
 //! - BLK-4: a CPU thread whose fault met a page in transit has its bit in `waiters`, and is woken when the page settles.
 //!
 //! # Locking
@@ -37,6 +39,8 @@ pub(crate) struct Residency<M: Metadata> {
     pub(crate) claimed: PageMask,
     /// Those of `pages` that the device took exclusively (BLK-6).
     pub(crate) exclusive: PageMask,
+    /// Those of `pages` that the CPU may read at home, too (BLK-7).
+    pub(crate) duplicates: PageMask,
     /// The whole block is one huge page there.
     pub(crate) huge: bool,
     /// A stale access may still be on its way to the chunk (see [`World::FENCED`](crate::world::World::FENCED)).
@@ -57,9 +61,20 @@ impl<M: Metadata> Residency<M> {
     pub(crate) fn leave(&mut self, pages: PageMask) {
         self.pages = self.pages.without(pages);
         self.exclusive = self.exclusive.without(pages);
+        self.duplicates = self.duplicates.without(pages);
         if !self.pages.is_full() {
             self.huge = false;
         }
+    }
+
+    /// The CPU has copies of these pages, which stay.
+    pub(crate) fn keep_copies(&mut self, pages: PageMask) {
+        debug_assert!(
+            pages.without(self.pages).is_empty() && !pages.overlaps(&self.exclusive),
+            "BLK-7: a duplicate is on the device, and not exclusive"
+        );
+        self.duplicates = self.duplicates.or(pages);
+        self.huge &= self.duplicates.is_empty();
     }
 
     /// The claims on these pages end. Says how many there were.
@@ -120,6 +135,15 @@ impl<M: Metadata> BlockState<M> {
             .iter()
             .flatten()
             .fold(PageMask::NONE, |mask, residency| mask.or(residency.pages))
+    }
+
+    /// Pages that the CPU may read at home while a device that `of` accepts has them.
+    pub(crate) fn duplicates(&self, of: impl Fn(DeviceId) -> bool) -> PageMask {
+        self.residencies
+            .iter()
+            .flatten()
+            .filter(|residency| of(residency.device))
+            .fold(PageMask::NONE, |mask, residency| mask.or(residency.duplicates))
     }
 
     /// Pages that some device other than `device` claims.

@@ -22,7 +22,8 @@
 //! Linux: mmu_notifier_invalidate_range_start around zap_page_range, change_protection and move_page_tables.
 
 use crate::addr::PageRange;
-use crate::migrate::home::{Which, Why};
+use crate::migrate::home::Why;
+use crate::migrate::homeward::Which;
 use crate::mm::{EntryError, Mm, MmState};
 use crate::notifier::{Cause, Guard, InvalidateError};
 use crate::stats::add;

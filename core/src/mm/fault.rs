@@ -14,15 +14,18 @@
 //!
 //! Linux: do_swap_page on a device-private entry, dev_pagemap_ops.migrate_to_ram.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, VirtAddr};
 use crate::devmem::{DeviceMemory, MemoryKind};
 use crate::migrate::SkipReason;
-use crate::migrate::home::{Homeward, Which, Why};
+use crate::migrate::duplicate::COPIES_MOST;
+use crate::migrate::home::Why;
+use crate::migrate::homeward::{Homeward, Which};
 use crate::migrate::out::{Goal, Occasion, OutError, Sender};
-use crate::mm::MmState;
-use crate::mm::block::arena_pages;
+use crate::mm::block::{Residency, arena_pages};
+use crate::mm::{MmState, Usage};
 use crate::notifier::Cause;
 use crate::stats::add;
 use crate::world::{Access, Stop, World};
@@ -32,7 +35,7 @@ use crate::world::{Access, Stop, World};
 pub enum CpuFault {
     /// No page there.
     Missing(Access),
-    /// A write to a page that is write-protected while it is copied.
+    /// A write to a page that is write-protected: while it is copied, or because a device has it, too.
     WriteProtected,
 }
 
@@ -55,8 +58,9 @@ const ATTEMPTS: usize = 3;
 const RECALL_PAUSE_NS: u64 = 50_000;
 
 impl<W: World> MmState<W> {
-    /// Serves a CPU fault at `addr`: brings the page home, and pages around it while access is sequential.
-    pub fn cpu_fault(&self, addr: VirtAddr) -> Served {
+    /// Serves a CPU fault at `addr`: brings the page home, and pages around it while access is sequential. Where the program advised so a read gets a copy,
+    /// and the first write to that ends it (MIG-12).
+    pub fn cpu_fault(&self, addr: VirtAddr, fault: CpuFault) -> Served {
         let began = self.world().now_ns();
         let id = BlockId::of(addr);
         let index = addr.get() / PAGE_SIZE - id.first_page();
@@ -74,18 +78,60 @@ impl<W: World> MmState<W> {
             return Served::Hole;
         };
         let device = residency.device;
-        let window = self.streams.window(addr.get() / PAGE_SIZE).min(PAGES_PER_BLOCK - index);
-        let run = residency.pages.next_run(index).expect("the page is resident");
-        let want = PageMask::of(index, run.end.min(index + window));
-        let Some(mut homeward) = Homeward::<W>::collect(block, &mut state, device, want, Which::Away) else {
+        let Some(which) = self.answer_to(fault, residency, id, index) else {
+            drop(state);
+            // It came while the fault was on its way here.
+            self.world().wake(addr.page());
+            return Served::Done;
+        };
+        let run = which.run_from(residency, index).expect("the page is resident");
+        let window = self.streams.window(addr.get() / PAGE_SIZE);
+        let most = index..run.end.min(index + window);
+        let want = self.around(which, fault, id, most);
+        let Some(mut homeward) = Homeward::<W>::collect(block, &mut state, device, want, which) else {
             return Served::Again;
         };
         drop(state);
-        self.streams.note(addr.get() / PAGE_SIZE, homeward.pages.count());
+        self.streams.note(addr.get() / PAGE_SIZE, homeward.all().count());
         let served = self.serve_home(&mut homeward, index);
         add(&self.counters.cpu_faults, 1);
         self.counters.cpu_fault_ns.record(self.world().now_ns() - began);
         served
+    }
+
+    /// What a fault on a page of `residency` asks for; `None` where the page can be had already.
+    fn answer_to(
+        &self,
+        fault: CpuFault,
+        residency: &Residency<W::Meta>,
+        block: BlockId,
+        index: usize,
+    ) -> Option<Which> {
+        let advised = || self.advice.read_mostly(block.first_page() + index);
+        match fault {
+            CpuFault::WriteProtected if residency.duplicates.has(index) => Some(Which::Duplicates),
+            CpuFault::Missing(_) if residency.duplicates.has(index) => None,
+            CpuFault::Missing(Access::Read) if !residency.exclusive.has(index) && advised() => Some(Which::Copies),
+            _ => Some(Which::Away),
+        }
+    }
+
+    /// Which pages of `most` of the block are served together with a fault on the first of them.
+    fn around(&self, which: Which, fault: CpuFault, block: BlockId, most: Range<usize>) -> PageMask {
+        let advised = || self.advice.pages_of(block, |said| said.usage == Usage::ReadMostly);
+        let all = PageMask::of(most.start, most.end);
+        let want = match (which, fault) {
+            (Which::Copies, _) => all
+                .and(advised())
+                .and(PageMask::of(0, PAGES_PER_BLOCK.min(most.start + COPIES_MOST))),
+            // What is to be shared does not come along.
+            (Which::Away, CpuFault::Missing(Access::Read)) => all.without(advised()),
+            _ => all,
+        };
+        let run = want.next_run(most.start).filter(|run| run.start == most.start);
+        run.map_or(PageMask::of(most.start, most.start + 1), |run| {
+            PageMask::of(run.start, run.end)
+        })
     }
 
     fn serve_home(&self, homeward: &mut Homeward<'_, W>, index: usize) -> Served {
@@ -100,7 +146,7 @@ impl<W: World> MmState<W> {
             }
             let arrived = self.carry_home(homeward, PageMask::NONE, Why::Fault);
             guard.commit();
-            return if arrived.pages.has(index) {
+            return if arrived.serves(index) {
                 Served::Done
             } else {
                 Served::Again
@@ -126,7 +172,7 @@ impl<W: World> MmState<W> {
         });
         if !at_home.has(addr.get() / PAGE_SIZE - id.first_page()) {
             drop(areas);
-            return self.cpu_fault(addr);
+            return self.cpu_fault(addr, fault);
         }
         if fault == CpuFault::WriteProtected {
             // Left from a copy that ended; nobody else protects pages.

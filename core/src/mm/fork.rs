@@ -17,7 +17,8 @@
 //! Linux: dup_mmap, copy_nonpresent_pte for a device-private entry.
 
 use crate::addr::{PageMask, PageRange};
-use crate::migrate::home::{Which, Why};
+use crate::migrate::home::Why;
+use crate::migrate::homeward::Which;
 use crate::mm::block::arena_pages;
 use crate::mm::{Mm, MmState};
 use crate::stats::add;
@@ -29,7 +30,7 @@ const ROUNDS: usize = if MODEL { 100 } else { 300 };
 const PAUSE_NS: u64 = 10_000_000;
 
 impl<W: World> Mm<W> {
-    /// To be called before the process forks: brings every page home and lets none leave until [`Mm::fork_done`] (MIG-4). Claims of coherent
+    /// To be called before the process forks: brings every page home and lets none leave until [`Mm::fork_done`] (MIG-4). Duplicates end, and claims of coherent
     /// memory are given back: whoever writes first gets a page of his own, which is none of the device's.
     ///
     /// Blocks until the pages are home. Where one cannot come (the kernel has no memory for it, or it is pinned), for some seconds; then
@@ -98,7 +99,8 @@ impl<W: World> MmState<W> {
             let (transit, dropped) = (state.transit, state.dropped);
             let there = state.residencies.each_ref().map(|slot| {
                 slot.as_ref()
-                    .map(|r| (r.base_page, r.pages.or(transit).without(dropped)))
+                    // Of a duplicate the child has the page that is at home.
+                    .map(|r| (r.base_page, r.pages.without(r.duplicates).or(transit).without(dropped)))
             });
             drop(state);
             // Twice where pages may be on their way from one device to another.

@@ -178,14 +178,18 @@ impl<W: World> MmState<W> {
                 residency.fenced |= told == Told::Fenced;
                 let (device, base_page) = (residency.device, residency.base_page);
                 let pages = residency.pages.and(span.mask());
+                // What is at home as well moved with the mapping. It is still protected there; the next write finds out.
+                let alone = pages.without(residency.duplicates);
                 let charge = residency.charge.clone();
                 state.transit = state.transit.or(pages);
                 drop(state);
-                for run in pages.runs() {
+                for run in alone.runs() {
                     let offset = block.id.first_page() + run.start - from.first_page();
                     if let Some(target) = to.skip(offset).filter(|target| target.page_count() >= run.len()) {
                         self.place(arena_pages(base_page, run.clone()), target.take(run.len()));
                     }
+                }
+                for run in pages.runs() {
                     self.world().scrub_arena(arena_pages(base_page, run));
                 }
                 self.forget(block, device, pages, &charge);

@@ -23,7 +23,7 @@ use core::ops::Deref;
 use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 pub use crate::devmem::MemoryKind;
 use crate::devmem::{Budget, DeviceId, DeviceMemory};
-use crate::migrate::home::Which;
+use crate::migrate::homeward::Which;
 use crate::mirror::DeviceHandle;
 use crate::mm::advice::AdviceStore;
 use crate::mm::arrivals::Arrivals;

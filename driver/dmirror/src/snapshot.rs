@@ -53,6 +53,7 @@ impl Protection {
             PageState::Hole | PageState::NoAccess => Self::ERROR,
             PageState::Zero => Self::ZERO.and(Self::READ),
             PageState::System { access, huge } => Self::of(access).huge(huge),
+            PageState::Duplicate { access, .. } => Self::of(access),
             PageState::Device {
                 local: true,
                 access,

@@ -226,7 +226,7 @@ impl Universe {
                     area.allows(access) && area.allows(Access::Write) == (access == Access::Write)
                 }
                 // No device here has coherent memory, and none takes pages exclusively.
-                PageState::Coherent { .. } | PageState::Exclusive { .. } => false,
+                PageState::Coherent { .. } | PageState::Exclusive { .. } | PageState::Duplicate { .. } => false,
                 PageState::Device { access, .. } => {
                     area.allows(access) && area.allows(Access::Write) == (access == Access::Write) && self.away[page]
                 }

@@ -213,7 +213,7 @@ impl<P: Pagee> Shared<P> {
 
     /// The leader's own service of a fault; every event that was read is processed (PGR-2).
     fn serve(&self, fault: Fault) {
-        let mut served = self.pagee.cpu_fault(fault.addr);
+        let mut served = self.pagee.cpu_fault(fault.addr, fault.kind);
         if served == Served::Hole {
             served = self.pagee.fill_hole(fault.addr, fault.kind);
         }

@@ -186,7 +186,7 @@ impl ModelWorld {
 
     /// As a pager does.
     fn serve(&self, mm: &Mm<Self>, page: usize) {
-        let mut served = mm.cpu_fault(address(page));
+        let mut served = mm.cpu_fault(address(page), CpuFault::Missing(Access::Read));
         if served == Served::Hole {
             served = mm.fill_hole(address(page), CpuFault::Missing(Access::Read));
         }
@@ -400,6 +400,10 @@ impl World for ModelWorld {
 
     fn copy_home(&self, _from: ArenaRange, _to: PageRange) -> Moved {
         not_here("copy_home")
+    }
+
+    fn duplicate_home(&self, _from: ArenaRange, _to: PageRange) -> Moved {
+        not_here("duplicate_home")
     }
 
     fn move_across(&self, _from: ArenaRange, _to: ArenaRange) -> Moved {

@@ -210,7 +210,7 @@ impl Shared {
         let Ok(addr) = VirtAddr::new(fault.page * PAGE_SIZE) else {
             return;
         };
-        let mut served = self.mm.cpu_fault(addr);
+        let mut served = self.mm.cpu_fault(addr, fault.kind);
         if served == Served::Hole {
             served = self.mm.fill_hole(addr, fault.kind);
         }

@@ -9,6 +9,7 @@ fn residency(device: u8) -> Residency<Heap> {
         pages: PageMask::NONE,
         claimed: PageMask::NONE,
         exclusive: PageMask::NONE,
+        duplicates: PageMask::NONE,
         huge: false,
         fenced: false,
         incoming: 0,
