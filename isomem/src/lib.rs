@@ -54,7 +54,7 @@
 //!
 //! # Where memory is
 //! [`Placement`] says what happens when the device misses: pages migrate on touch, stay in place, or migrate after so many accesses.
-//! [`Mirror::prefetch`], [`Mirror::bring_home`] and [`Mirror::discard`] say it ahead of time. Device memory smaller than the data is fine: pages
+//! [`Mirror::prefetch`], [`Mirror::bring_home`] and [`Mirror::discard`] say it ahead of time, and [`Mirror::advise`] says what is best in general. Device memory smaller than the data is fine: pages
 //! are evicted. Nothing but speed depends on where a page is.
 //!
 //! # Changes of the address space
@@ -80,7 +80,7 @@ pub use isomem_core::addr::{PAGE_SIZE, PageRange, RangeError, VirtAddr};
 pub use isomem_core::migrate::{MigrateError, SkipReason};
 pub use isomem_core::mirror::MirrorError;
 pub use isomem_core::mirror::range::{FaultError, Faulted, PageState};
-pub use isomem_core::mm::{EntryError, MemoryKind};
+pub use isomem_core::mm::{Advice, AdviseError, Advised, EntryError, MemoryKind, Preferred, Usage};
 pub use isomem_core::world::Access;
 pub use isomem_linux::exact::has_warden;
 pub use isomem_linux::{ExactError, Exactness, OpenError, Windows};

@@ -6,7 +6,7 @@ use bytemuck::Pod;
 use isomem_core::addr::{PAGE_SIZE, PageRange, RangeError};
 use isomem_core::migrate::MigrateError;
 use isomem_core::mirror::range::{FaultError, Faulted};
-use isomem_core::mm::EntryError;
+use isomem_core::mm::{Advice, AdviseError, EntryError};
 use isomem_core::world::{Access, World};
 use isomem_linux::Linux;
 use isomem_soft::{DeviceFault, PanicNote, SoftMirror};
@@ -73,6 +73,9 @@ pub enum VerbError {
     /// The memory could not be changed.
     #[error(transparent)]
     Change(#[from] ChangeError),
+    /// The advice was not taken.
+    #[error(transparent)]
+    Advise(#[from] AdviseError),
 }
 
 /// A software device's view of this process's memory. Dropping it unregisters it.
@@ -137,6 +140,38 @@ impl Mirror {
     /// Brings the pages of `memory` home from the device ahead of time.
     pub fn bring_home<T>(&self, memory: &[T]) -> Result<Report, VerbError> {
         Ok(self.soft.migrate_home(pages(memory)?)?)
+    }
+
+    /// Says something about `memory`: how it is used, or where it is best (MIG-13). It holds for pages that are placed from now on; none is moved, and
+    /// nothing but speed depends on it.
+    ///
+    /// Whole pages have advice, so neighbours of the slice on its first and last page get it, too. It stays until it is taken back, or the
+    /// memory is unmapped or moved to other addresses: take it back before a slice on the heap is freed. Where [`Mirror::prefetch`] or
+    /// [`Mirror::bring_home`] say otherwise, they are obeyed.
+    ///
+    /// ```
+    /// use isomem::{Advice, Mm, SoftConfig};
+    ///
+    /// let mm = Mm::current()?;
+    /// let device = mm.soft_device(SoftConfig::default())?;
+    /// let mirror = device.mirror()?;
+    /// let mailbox = vec![7u64; 4096];
+    /// // The CPU looks at it all the time: the device is to reach it where it is.
+    /// mirror.advise(&mailbox, Advice::PreferHome)?;
+    /// mirror.launch(&mailbox[..], |worker, mailbox| mailbox.get(worker, 100))?;
+    /// assert_eq!(mm.stats().pages_to_device, 0);
+    /// mirror.advise(&mailbox, Advice::PreferAnywhere)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "madvise")]
+    #[doc(alias = "cudaMemAdvise")]
+    pub fn advise<T>(&self, memory: &[T], advice: Advice) -> Result<(), VerbError> {
+        Ok(self.soft.advise(pages(memory)?, advice)?)
+    }
+
+    /// Says something about the pages of `range`, as [`Mirror::advise`] does for a slice.
+    pub fn advise_pages(&self, range: PageRange, advice: Advice) -> Result<(), AdviseError> {
+        self.soft.advise(range, advice)
     }
 
     /// Sends the pages of `range` to the device, as [`Mirror::prefetch`] does for a slice.

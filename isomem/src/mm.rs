@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
+use isomem_core::addr::VirtAddr;
+use isomem_core::mm::Advised;
 use isomem_core::world::World;
 use isomem_linux::pager::Pagers;
 use isomem_linux::sys::per_process::PerProcess;
@@ -221,6 +223,11 @@ impl Mm {
     /// Counts of what happened so far, and how long faults took.
     pub fn stats(&self) -> Stats {
         self.core().stats()
+    }
+
+    /// What was said of the page at `addr` by [`Mirror::advise`](crate::Mirror::advise).
+    pub fn advised(&self, addr: VirtAddr) -> Advised {
+        self.core().advised(addr)
     }
 
     /// How surely devices are told of changes: the level that this address space was opened at.

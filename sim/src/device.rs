@@ -336,7 +336,7 @@ impl Gpu {
             let placement = if tries < MIGRATING_TRIES {
                 self.config.placement
             } else {
-                Placement::InPlace
+                Placement::Stay
             };
             match self.state.service_miss(addr, wanted, placement) {
                 Ok(_) => {}

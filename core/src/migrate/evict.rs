@@ -52,15 +52,14 @@ impl<W: World> MmState<W> {
         }
     }
 
-    /// Sends the oldest block home, rather one outside `keep`.
+    /// Sends pages of a block home, the oldest first: see [`Round`].
     fn evict_one(&self, sender: &Sender<'_, W>, full: Full, keep: PageRange) -> Evicted {
-        let outside = |block: BlockId| !block.range().overlaps(keep);
         let mut seen = false;
-        for inside in [false, true] {
+        for round in Round::ALL {
             let mut skip = 0;
-            while let Some(victim) = sender.memory.oldest(|block| inside || outside(block), skip) {
+            while let Some(victim) = sender.memory.oldest(|block| round.looks_at(block, keep), skip) {
                 seen = true;
-                if self.evict_block(sender, victim, full) {
+                if self.evict_block(sender, victim, full, (round, keep)) {
                     return Evicted::Yes;
                 }
                 skip += 1;
@@ -69,10 +68,17 @@ impl<W: World> MmState<W> {
         if seen { Evicted::Later } else { Evicted::Nothing }
     }
 
-    fn evict_block(&self, sender: &Sender<'_, W>, victim: BlockId, full: Full) -> bool {
+    fn evict_block(
+        &self,
+        sender: &Sender<'_, W>,
+        victim: BlockId,
+        full: Full,
+        (round, keep): (Round, PageRange),
+    ) -> bool {
         let Some(block) = self.blocks.get(victim) else {
             return false;
         };
+        let best_here = self.advice.preferring(victim, sender.memory.id);
         let mut state = block.lock();
         let Some(residency) = state.on(sender.memory.id) else {
             return false;
@@ -81,7 +87,11 @@ impl<W: World> MmState<W> {
             return false;
         }
         let held = residency.held();
-        let homeward = Homeward::<W>::collect(block, &mut state, sender.memory.id, held, Which::All);
+        let wanted = round.pages(held, best_here, mask_of(victim, keep));
+        if wanted.is_empty() && !held.is_empty() {
+            return false;
+        }
+        let homeward = Homeward::<W>::collect(block, &mut state, sender.memory.id, wanted, Which::All);
         drop(state);
         let Some(mut homeward) = homeward else {
             return self.reclaim_empty(sender, victim);
@@ -126,6 +136,49 @@ impl<W: World> MmState<W> {
         // No pages became free, but a chunk did; the caller needs pages and goes on looking.
         false
     }
+}
+
+/// Who makes room, one after the other. What is best on the device goes when nothing else is left; what is just being sent there, last of all, because
+/// a miss could not be served otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// Blocks in which nothing is being sent: what is not best on the device.
+    Others,
+    /// Blocks in which something is: the same, beside that.
+    Beside,
+    /// Any block: what is best on the device, beside what is being sent.
+    Preferring,
+    /// Whatever is left.
+    Rest,
+}
+
+impl Round {
+    const ALL: [Self; 4] = [Self::Others, Self::Beside, Self::Preferring, Self::Rest];
+
+    /// Whether pages of `block` go in this round, while `keep` is being sent.
+    fn looks_at(self, block: BlockId, keep: PageRange) -> bool {
+        match self {
+            Self::Others => !block.range().overlaps(keep),
+            Self::Beside | Self::Rest => block.range().overlaps(keep),
+            Self::Preferring => true,
+        }
+    }
+
+    /// Of the pages `held` of a block, those that go. `keep` is being sent.
+    fn pages(self, held: PageMask, best_here: PageMask, keep: PageMask) -> PageMask {
+        match self {
+            Self::Others => held.without(best_here),
+            Self::Beside => held.without(best_here).without(keep),
+            Self::Preferring => held.and(best_here).without(keep),
+            Self::Rest => held,
+        }
+    }
+}
+
+fn mask_of(block: BlockId, range: PageRange) -> PageMask {
+    let part = block.range().intersect(range);
+    part.and_then(|part| part.spans().next())
+        .map_or(PageMask::NONE, |span| span.mask())
 }
 
 enum Evicted {

@@ -72,7 +72,7 @@ impl<W: Bus, D: Device> MirrorState<W, D> {
         let mut serve = |patience| {
             let placement = match patience {
                 Patience::Left => placement,
-                Patience::Lost => Placement::InPlace,
+                Patience::Lost => Placement::Stay,
             };
             self.service_miss(addr, access, placement).map(drop)
         };

@@ -5,11 +5,12 @@
 //!
 //! Linux: handle_mm_fault for the CPU's side; a GPU driver's fault worker (nouveau_svm_fault) for the device's.
 
-use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, VirtAddr};
+use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, VirtAddr};
 use crate::device::Device;
 use crate::devmem::DeviceId;
 use crate::mirror::MirrorState;
 use crate::mirror::range::{Around, FaultError, Faulted};
+use crate::mm::Preferred;
 use crate::stats::add;
 use crate::world::{Access, World};
 
@@ -23,6 +24,20 @@ pub enum Placement {
     InPlace,
     /// In place until the device accessed the block so many times, then on the device.
     AfterAccesses(u32),
+    /// Where they are, whatever was advised: for an access that misses again and again because its page does not stay on the device.
+    Stay,
+}
+
+impl Placement {
+    /// Whether a page of which nothing was said stays where it is.
+    const fn stays(self) -> bool {
+        match self {
+            Self::OnTouch => false,
+            Self::InPlace | Self::Stay => true,
+            // The accesses themselves are counted where they happen, see `count_access`.
+            Self::AfterAccesses(accesses) => accesses > 0,
+        }
+    }
 }
 
 impl<W: World, D: Device> MirrorState<W, D> {
@@ -35,15 +50,11 @@ impl<W: World, D: Device> MirrorState<W, D> {
         add(&self.mm.counters.device_faults, 1);
         let page = addr.get() / PAGE_SIZE;
         let id = BlockId::of(addr);
-        let around = if self.wants_migration(placement) {
-            if !self.shares_duplicate(page, id, access) {
-                self.send_around(page, id);
-            }
-            Around::PageOnDevice(page)
-        } else {
-            Around::Page(page)
-        };
-        self.enter(id.range(), access, around)
+        let stays = self.staying(id, placement);
+        if !stays.has(page - id.first_page()) && !self.shares_duplicate(page, id, access) {
+            self.send_around(page, id, stays);
+        }
+        self.enter(id.range(), access, Around::Page(page, stays))
     }
 
     /// Whether the CPU and another device share the page for reading, and this one is to join them. Before a write duplicates end: then the page comes as
@@ -64,19 +75,21 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }
     }
 
-    fn wants_migration(&self, placement: Placement) -> bool {
-        !self.has_failed()
-            && match placement {
-                Placement::OnTouch => true,
-                Placement::InPlace => false,
-                // The accesses themselves are counted where they happen, see `count_access`.
-                Placement::AfterAccesses(accesses) => accesses == 0,
-            }
+    /// The pages of a block that a miss of this device maps where they are, by placement and by what was advised.
+    fn staying(&self, id: BlockId, placement: Placement) -> PageMask {
+        if self.has_failed() || placement == Placement::Stay {
+            return PageMask::FULL;
+        }
+        self.mm.advice.pages_of(id, |said| match said.preferred {
+            Preferred::Anywhere => placement.stays(),
+            Preferred::Home => true,
+            Preferred::Device(device) => device != self.memory.id,
+        })
     }
 
-    /// Sends the page and, while misses are sequential, a growing part of its block after it. What cannot go is mapped in place instead,
-    /// so failures here are not errors.
-    fn send_around(&self, page: usize, id: BlockId) {
+    /// Sends the page and, while misses are sequential, a growing part of its block after it, as far as that does not stay. What cannot go is mapped
+    /// in place instead, so failures here are not errors.
+    fn send_around(&self, page: usize, id: BlockId, stays: PageMask) {
         let index = page - id.first_page();
         if self.mm.blocks.get(id).is_some_and(|block| {
             let state = block.lock();
@@ -86,7 +99,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }) {
             return;
         }
-        let pages = self.around(index, page);
+        let pages = clip(self.around(index, page), index, stays);
         let _ = self.mm.send(&self.sender(), id.pages(pages.clone()));
         self.streams.note(id.first_page() + pages.start, pages.len());
     }
@@ -115,13 +128,23 @@ impl<W: World, D: Device> MirrorState<W, D> {
     /// Migrates the block of `addr`, which the device accessed often enough in place.
     pub fn migrate_hot(&self, addr: VirtAddr) {
         if !self.is_released() && !self.has_failed() {
-            let neighbours = self.mm.world().takes_neighbours();
-            let range = if neighbours {
-                BlockId::of(addr).range()
+            let id = BlockId::of(addr);
+            let goes = PageMask::FULL.without(self.staying(id, Placement::OnTouch));
+            let near = if self.mm.world().takes_neighbours() {
+                PageMask::FULL
             } else {
-                addr.page()
+                let index = addr.get() / PAGE_SIZE - id.first_page();
+                PageMask::of(index, index + 1)
             };
-            let _ = self.mm.send(&self.sender(), range);
+            for run in goes.and(near).runs() {
+                let _ = self.mm.send(&self.sender(), id.pages(run));
+            }
         }
     }
+}
+
+/// What of `window` lies around page `index` without a page that stays between.
+fn clip(window: core::ops::Range<usize>, index: usize, stays: PageMask) -> core::ops::Range<usize> {
+    let goes = PageMask::of(window.start, window.end).without(stays);
+    goes.runs().find(|run| run.contains(&index)).unwrap_or(index..index + 1)
 }

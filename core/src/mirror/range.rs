@@ -44,10 +44,9 @@ pub struct Faulted {
 pub(super) enum Around {
     /// Every page of the range is wanted: missing ones are brought in.
     All,
-    /// Only the page at this number is; its neighbours are taken along where they are present already.
-    Page(usize),
-    /// The same, but of its neighbours only those on the device: the others are to migrate when they are missed.
-    PageOnDevice(usize),
+    /// Only the page at this number is. Its neighbours on the device are taken along, and of those at home the ones of this set that are present already:
+    /// the others are to migrate when they are missed.
+    Page(usize, PageMask),
     /// No page is: those that are present are taken along.
     Nothing,
 }
@@ -57,7 +56,7 @@ impl Around {
     fn wanted(self, range: PageRange) -> Option<PageRange> {
         match self {
             Self::All => Some(range),
-            Self::Page(page) | Self::PageOnDevice(page) => PageRange::from_pages(page, 1),
+            Self::Page(page, _) => PageRange::from_pages(page, 1),
             Self::Nothing => None,
         }
     }
@@ -151,7 +150,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
             Around::Nothing => (range, Around::Nothing),
             _ => (around.wanted(range).unwrap_or(range), Around::All),
         };
-        if let Around::Page(_) | Around::PageOnDevice(_) = around {
+        if let Around::Page(..) = around {
             // What lies around is taken along if nothing is in its way; an invalidation of a neighbour is none of this miss's business (INV-5).
             let mut wide = self.mm.notifier.read(range).time_limit(Duration::ZERO);
             if let Ok(Some(faulted)) = self.attempt(&mut wide, range, access, around) {
@@ -239,8 +238,8 @@ impl<W: World, D: Device> MirrorState<W, D> {
         }
         seen.failure = failure;
         let mut at_home = self.check_residency(wanted, access, &mut seen)?;
-        if let Around::PageOnDevice(_) = around {
-            at_home = at_home.and(wanted.or(seen.claimed));
+        if let Around::Page(_, stays) = around {
+            at_home = at_home.and(wanted.or(seen.claimed).or(stays));
         }
         let missing = self.check_ptes(span, access, at_home.and(seen.allowed), &mut seen)?;
         self.populate(missing.and(wanted), access, &mut seen)?;

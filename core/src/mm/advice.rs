@@ -158,14 +158,12 @@ impl<M: Metadata> AdviceStore<M> {
         self.at(page).usage == Usage::ReadMostly
     }
 
-    /// Where the page is said to be best.
-    #[allow(dead_code, reason = "for who places pages")]
-    pub(crate) fn preferred(&self, page: usize) -> Preferred {
-        self.at(page).preferred
+    /// The pages of a block that are said to be best on `device`.
+    pub(crate) fn preferring(&self, block: BlockId, device: DeviceId) -> PageMask {
+        self.pages_of(block, |said| said.preferred == Preferred::Device(device))
     }
 
     /// The pages of a block of which something was said that `accept` accepts. It is asked of nothing having been said, too.
-    #[allow(dead_code, reason = "for who places pages")]
     pub(crate) fn pages_of(&self, block: BlockId, accept: impl Fn(Advised) -> bool) -> PageMask {
         let rest = |accepted| if accepted { PageMask::FULL } else { PageMask::NONE };
         if self.count.load(Relaxed) == 0 {

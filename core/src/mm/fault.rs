@@ -25,10 +25,10 @@ use crate::migrate::home::Why;
 use crate::migrate::homeward::{Homeward, Which};
 use crate::migrate::out::{Goal, Occasion, OutError, Sender};
 use crate::mm::block::{Residency, arena_pages};
-use crate::mm::{MmState, Usage};
+use crate::mm::{MmState, Preferred, Usage};
 use crate::notifier::Cause;
 use crate::stats::add;
-use crate::world::{Access, Stop, World};
+use crate::world::{Access, Metadata, Stop, World};
 
 /// What the CPU ran into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +67,7 @@ impl<W: World> MmState<W> {
         let Some(block) = self.blocks.get(id) else {
             return Served::Hole;
         };
+        let said = self.said_of(id);
         let mut state = block.lock();
         if state.transit.has(index) {
             state.waiters.insert(index);
@@ -78,7 +79,7 @@ impl<W: World> MmState<W> {
             return Served::Hole;
         };
         let device = residency.device;
-        let Some(which) = self.answer_to(fault, residency, id, index) else {
+        let Some(which) = answer_to(fault, residency, index, &said) else {
             drop(state);
             // It came while the fault was on its way here.
             self.world().wake(addr.page());
@@ -86,8 +87,7 @@ impl<W: World> MmState<W> {
         };
         let run = which.run_from(residency, index).expect("the page is resident");
         let window = self.streams.window(addr.get() / PAGE_SIZE);
-        let most = index..run.end.min(index + window);
-        let want = self.around(which, fault, id, most);
+        let want = said.around(which, fault, index..run.end.min(index + window));
         let Some(mut homeward) = Homeward::<W>::collect(block, &mut state, device, want, which) else {
             return Served::Again;
         };
@@ -99,39 +99,13 @@ impl<W: World> MmState<W> {
         served
     }
 
-    /// What a fault on a page of `residency` asks for; `None` where the page can be had already.
-    fn answer_to(
-        &self,
-        fault: CpuFault,
-        residency: &Residency<W::Meta>,
-        block: BlockId,
-        index: usize,
-    ) -> Option<Which> {
-        let advised = || self.advice.read_mostly(block.first_page() + index);
-        match fault {
-            CpuFault::WriteProtected if residency.duplicates.has(index) => Some(Which::Duplicates),
-            CpuFault::Missing(_) if residency.duplicates.has(index) => None,
-            CpuFault::Missing(Access::Read) if !residency.exclusive.has(index) && advised() => Some(Which::Copies),
-            _ => Some(Which::Away),
+    fn said_of(&self, id: BlockId) -> Said {
+        Said {
+            shared: self.advice.pages_of(id, |said| said.usage == Usage::ReadMostly),
+            alone: self
+                .advice
+                .pages_of(id, |said| matches!(said.preferred, Preferred::Device(_))),
         }
-    }
-
-    /// Which pages of `most` of the block are served together with a fault on the first of them.
-    fn around(&self, which: Which, fault: CpuFault, block: BlockId, most: Range<usize>) -> PageMask {
-        let advised = || self.advice.pages_of(block, |said| said.usage == Usage::ReadMostly);
-        let all = PageMask::of(most.start, most.end);
-        let want = match (which, fault) {
-            (Which::Copies, _) => all
-                .and(advised())
-                .and(PageMask::of(0, PAGES_PER_BLOCK.min(most.start + COPIES_MOST))),
-            // What is to be shared does not come along.
-            (Which::Away, CpuFault::Missing(Access::Read)) => all.without(advised()),
-            _ => all,
-        };
-        let run = want.next_run(most.start).filter(|run| run.start == most.start);
-        run.map_or(PageMask::of(most.start, most.start + 1), |run| {
-            PageMask::of(run.start, run.end)
-        })
     }
 
     fn serve_home(&self, homeward: &mut Homeward<'_, W>, index: usize) -> Served {
@@ -290,6 +264,45 @@ impl<W: World> MmState<W> {
     fn lost(&self, addr: VirtAddr) -> Served {
         self.world().poison_arena(addr.page());
         Served::Done
+    }
+}
+
+/// What was said of the pages of a block, as far as it matters to a CPU's fault.
+struct Said {
+    /// They are read mostly: a read shares them.
+    shared: PageMask,
+    /// They are best on a device: they come home when they are touched themselves, and nothing comes with them.
+    alone: PageMask,
+}
+
+impl Said {
+    /// Which pages of `most` are served together with a fault on the first of them.
+    fn around(&self, which: Which, fault: CpuFault, most: Range<usize>) -> PageMask {
+        let all = PageMask::of(most.start, most.end);
+        let only = PageMask::of(most.start, most.start + 1);
+        let want = match (which, fault) {
+            (Which::Copies, _) => all
+                .and(self.shared)
+                .and(PageMask::of(0, PAGES_PER_BLOCK.min(most.start + COPIES_MOST))),
+            _ if self.alone.has(most.start) => only,
+            // What is to be shared does not come along.
+            (_, CpuFault::Missing(Access::Read)) => all.without(self.alone).without(self.shared),
+            _ => all.without(self.alone),
+        };
+        let run = want.next_run(most.start).filter(|run| run.start == most.start);
+        run.map_or(only, |run| PageMask::of(run.start, run.end))
+    }
+}
+
+/// What a fault on page `index` of `residency` asks for; `None` where the page can be had already.
+fn answer_to<M: Metadata>(fault: CpuFault, residency: &Residency<M>, index: usize, said: &Said) -> Option<Which> {
+    let is_duplicate = residency.duplicates.has(index);
+    let can_share = said.shared.has(index) && !residency.exclusive.has(index);
+    match fault {
+        CpuFault::WriteProtected if is_duplicate => Some(Which::Duplicates),
+        CpuFault::Missing(_) if is_duplicate => None,
+        CpuFault::Missing(Access::Read) if can_share => Some(Which::Copies),
+        _ => Some(Which::Away),
     }
 }
 

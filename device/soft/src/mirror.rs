@@ -21,7 +21,7 @@ use isomem_core::migrate::{MigrateError, Report};
 use isomem_core::mirror::pin::{PinHolder, Pins};
 use isomem_core::mirror::range::{FaultError, Faulted, Snapshot};
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError, MirrorState};
-use isomem_core::mm::EntryError;
+use isomem_core::mm::{Advice, AdviseError, EntryError};
 use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::{Access, Metadata};
 
@@ -155,6 +155,11 @@ impl<W: Bus> SoftMirror<W> {
     /// See [`Mirror::migrate_home`].
     pub fn migrate_home(&self, range: PageRange) -> Result<Report<W::Meta>, MigrateError> {
         self.mirror.migrate_home(range)
+    }
+
+    /// See [`Mirror::advise`].
+    pub fn advise(&self, range: PageRange, advice: Advice) -> Result<(), AdviseError> {
+        self.mirror.advise(range, advice)
     }
 
     /// See [`Mirror::exclusive`].

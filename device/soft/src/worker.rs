@@ -302,7 +302,7 @@ impl<W: Bus> Worker<'_, W> {
         let placement = if *tries < MIGRATING_TRIES {
             self.common.config.placement
         } else {
-            Placement::InPlace
+            Placement::Stay
         };
         if *tries >= MIGRATING_TRIES {
             mm.world().pause(PAUSE_NS);
