@@ -94,6 +94,13 @@ impl<W: World, D: Device> Mirror<W, D> {
         })
     }
 
+    /// See [`MirrorState::synchronize`].
+    pub fn synchronize(&self) -> Result<(), EntryError> {
+        self.state.synchronize()
+    }
+}
+
+impl<W: World, D: Device> MirrorState<W, D> {
     /// Waits until the device has been told of every change of the address space that returned before this call. For a driver, before it
     /// hands the device work.
     ///
@@ -104,13 +111,11 @@ impl<W: World, D: Device> Mirror<W, D> {
     /// Blocks for as long as such a change is being told; allocates nothing. The caller may hold no lock that a callback needs.
     #[doc(alias = "mmu_notifier_synchronize")]
     pub fn synchronize(&self) -> Result<(), EntryError> {
-        self.state.mm.check_entry()?;
-        self.state.mm.catch_up();
+        self.mm.check_entry()?;
+        self.mm.catch_up();
         Ok(())
     }
-}
 
-impl<W: World, D: Device> MirrorState<W, D> {
     /// Enters the pages of `range` that the device has exclusively. An entry that is not made here comes with the device's first access.
     pub(super) fn enter_exclusive(&self, range: PageRange) {
         self.each_exclusive(range, &mut |run| {

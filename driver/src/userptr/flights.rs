@@ -59,7 +59,8 @@ impl<W: World> Side<W> {
         if side.released.load(Ordering::Relaxed) {
             return Begun::Released;
         }
-        if !has_all(state, wants) {
+        let has_all = |&(range, access)| state.table().has_all(range, access);
+        if !wants.iter().flatten().all(has_all) {
             return Begun::Missing;
         }
         let Some(number) = flights.iter().position(Option::is_none) else {
@@ -88,15 +89,6 @@ impl<W: World> Side<W> {
             }
         }
     }
-}
-
-fn has_all<W: World>(state: &State<W>, wants: &Wants) -> bool {
-    wants.iter().flatten().all(|&(range, access)| {
-        range.spans().all(|span| {
-            let there = state.table().valid_mask(span.block, access);
-            span.mask().without(there).is_empty()
-        })
-    })
 }
 
 impl<W: World> Device for Side<W> {

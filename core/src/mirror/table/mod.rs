@@ -34,7 +34,7 @@ use core::array;
 use core::fmt;
 use core::ops::Range;
 
-use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, PageRange, USER_END, VirtAddr};
+use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, PageRange, PageSpan, USER_END, VirtAddr};
 use crate::sync::{Once, Ordering};
 use crate::world::{Access, Metadata, OutOfMetadata};
 
@@ -97,6 +97,12 @@ impl<M: Metadata> Table<M> {
     pub fn valid_mask(&self, block: BlockId, access: Access) -> PageMask {
         let page = block.first_page();
         self.top(page).map_or(PageMask::NONE, |top| top.mask(page, access))
+    }
+
+    /// Whether every page of `range` is mapped for `access`. Takes no lock.
+    pub fn has_all(&self, range: PageRange, access: Access) -> bool {
+        let missing = |span: PageSpan| span.mask().without(self.valid_mask(span.block, access));
+        range.spans().all(|span| missing(span).is_empty())
     }
 
     /// The valid entries in `range`, in order: longest runs with consecutive addresses and equal flags. Takes no lock.

@@ -38,6 +38,20 @@ fn dirty(table: &TestTable, range: PageRange) -> Vec<PageRange> {
 }
 
 #[test]
+fn tbl_1_a_range_is_there_when_each_of_its_pages_is() {
+    let table = TestTable::new().unwrap();
+    // Over the end of a block, and writable but for one page.
+    let range = pages(508, 8);
+    table.set(range, entry(508, Flags::WRITE)).unwrap();
+    assert!(table.has_all(range, Access::Write));
+    table.zap(pages(513, 1), &mut |_, _| {});
+    assert!(!table.has_all(range, Access::Read) && table.has_all(pages(508, 5), Access::Write));
+    table.set(pages(513, 1), entry(513, Flags::NONE)).unwrap();
+    assert!(table.has_all(range, Access::Read) && !table.has_all(range, Access::Write));
+    assert!(!table.has_all(pages(507, 2), Access::Read));
+}
+
+#[test]
 fn tbl_1_lookup_finds_leaves_of_three_sizes_with_the_address_of_the_page() {
     let table = TestTable::new().unwrap();
     for (start, len, size) in [
