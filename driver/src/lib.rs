@@ -10,8 +10,12 @@
 #![forbid(unsafe_code)]
 
 pub mod engines;
+mod link;
 pub mod odp;
 pub mod shadow;
 mod side;
 pub mod svm;
 pub mod userptr;
+mod work;
+
+pub use work::Work;
