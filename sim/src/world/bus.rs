@@ -1,7 +1,7 @@
 //! The bytes behind a pin, for drivers that reach memory through the world: by the CPU's page table, word by word.
 //!
 //! # Invariants
-//! - SIMB-1: an access lies in its span, as on the live world, and the journal is told of each of its words.
+//! - SIMB-1: an access lies in its span, as on the live world, and the journal is told of each of its words, and that a device works on the address space.
 //! - SIMB-2: a page has [`WORDS`] words; what lies behind them reads as zeroes, and what is written there is gone.
 //!
 //! # Locking
@@ -11,14 +11,15 @@ use isomem_core::addr::PAGE_SIZE;
 use isomem_core::bus::{AtomicOp, Bus, BusError, Span, Window};
 use isomem_core::world::Access;
 
-use crate::journal::Actor;
+use crate::journal::{Actor, Event, Name};
 use crate::kernel::{Op, WORDS};
+use crate::rig::MM;
 use crate::world::SimWorld;
 
 /// Bytes of a word.
 const WORD: usize = 8;
 /// Who makes the accesses, as events have it.
-const DEVICE: Actor = Actor::Device("device");
+const DEVICE: Name = "device";
 
 /// Addresses of the simulated program that a device may access. Simulated memory needs nobody to vouch for it.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +56,9 @@ impl SimWorld {
         if word >= WORDS {
             return Ok(0);
         }
-        let accessed = self.process().access(DEVICE, at / PAGE_SIZE, page, word, op);
+        let (process, device) = (self.process(), DEVICE);
+        process.kernel().journal().record(Event::Works { device, mm: MM });
+        let accessed = process.access(Actor::Device(device), at / PAGE_SIZE, page, word, op);
         // What a thread of the device would get a signal for.
         accessed.map_err(|_| BusError::Outside {
             addr,
