@@ -4,6 +4,7 @@
 
 #[path = "../../sim/tests/common/mod.rs"]
 mod common;
+#[macro_use]
 mod drivers;
 mod simulated;
 
@@ -30,61 +31,14 @@ fn tell(journal: &Journal, load: Load, story: impl FnOnce(&Simulated) -> Outcome
     }
 }
 
-fn run(item: &'static str, open: Open<Simulated>) {
+fn run(_driver: &str, test: &'static str, open: Open<Simulated>) {
     explore(TIMES, move |journal, _| {
-        let list = work::list::<Simulated>();
-        let item = list.iter().find(|of| of.name == item).expect("an item of the list");
+        let item = drivers::item::<Simulated>(test);
         tell(journal, LOAD, |program| (item.run)(program, open));
     });
 }
 
-/// A test of each item for each driver.
-macro_rules! drivers {
-    ($($driver:ident)*) => {
-        $(
-            mod $driver {
-                use super::{drivers::$driver::open, run};
-
-                #[test]
-                fn drv_1_scan() {
-                    run("scan", open);
-                }
-
-                #[test]
-                fn drv_1_random() {
-                    run("random", open);
-                }
-
-                #[test]
-                fn drv_1_producer_and_consumer() {
-                    run("producer_and_consumer", open);
-                }
-
-                #[test]
-                fn drv_1_adds() {
-                    run("adds", open);
-                }
-
-                #[test]
-                fn inv_5_unmap_and_remap() {
-                    run("unmap_and_remap", open);
-                }
-
-                #[test]
-                fn life_6_forks() {
-                    run("forks", open);
-                }
-
-                #[test]
-                fn life_3_exit() {
-                    run("exit", open);
-                }
-            }
-        )*
-    };
-}
-
-drivers! { svm odp userptr shadow }
+work_list! { svm odp userptr shadow }
 
 /// All at once, and all of it: few rounds of much.
 #[test]

@@ -97,7 +97,11 @@ impl Yard {
         permitted(stop)?;
         let Done { seen, stop } = worker.perform(&[step(self.moves, Op::Load)]);
         for seen in seen {
-            same("whether a number is none that was not stored", self.number(seen, who)? <= number, true)?;
+            same(
+                "whether a number is none that was not stored",
+                self.number(seen, who)? <= number,
+                true,
+            )?;
         }
         permitted(stop)?;
         let stop = report.guarded.drive(worker, &[step(self.guarded, Op::Store(said))])?;
@@ -200,7 +204,11 @@ impl Yard {
             for worker in &mut *idle {
                 let op = Op::Store(u64::MAX);
                 let Done { seen, stop } = worker.perform(&[Step { addr: own, op }]);
-                same("what a device says to the child", (seen.len(), stop), (0, Some(Stop::Foreign)))?;
+                same(
+                    "what a device says to the child",
+                    (seen.len(), stop),
+                    (0, Some(Stop::Foreign)),
+                )?;
             }
             let right = |who: usize, number| number >= kept[who];
             self.look(child, self.guarded, right, "in the child")?;
@@ -301,7 +309,11 @@ pub(super) fn exit<P: Program>(program: &P, open: Open<P>) -> Outcome {
         };
         let cpu = &mut Cpu(program.clone());
         let counted = cpu.perform(&[load]).seen;
-        same("what a device says after the end", late.perform(&[load]).stop, Some(Stop::Over))?;
+        same(
+            "what a device says after the end",
+            late.perform(&[load]).stop,
+            Some(Stop::Over),
+        )?;
         program.pause()?;
         same("the count after the end", cpu.perform(&[load]).seen, counted)?;
         Ok(Report::default())

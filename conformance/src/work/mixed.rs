@@ -20,10 +20,14 @@ pub fn mixed<P: Program>(program: &P, drivers: &[(&'static str, Open<P>)]) -> Ou
     let mut flats = Flat::dealt(&words(program, own), count + 1);
     let mut threads: Vec<Thread<P, Told>> = vec![mover(own)];
     let (mut cpu, mut random) = (Cpu(program.clone()), Random(99));
-    threads.push(actor("cpu", Report::of(flats.remove(0), Flat::default()), move |_, report, round| {
-        report.flat.round(&mut cpu, &mut random)?;
-        whole(report.adds.add(&mut cpu, [sums + round % 2 * 8])?)
-    }));
+    threads.push(actor(
+        "cpu",
+        Report::of(flats.remove(0), Flat::default()),
+        move |_, report, round| {
+            report.flat.round(&mut cpu, &mut random)?;
+            whole(report.adds.add(&mut cpu, [sums + round % 2 * 8])?)
+        },
+    ));
     for (who, (driver, flat)) in opened.iter().zip(flats).enumerate() {
         let (yard, mut worker, mut random) = (yard.clone(), driver.worker()?, Random(who as u64));
         let report = Report::of(flat, yard.guarded(who));
@@ -37,10 +41,14 @@ pub fn mixed<P: Program>(program: &P, drivers: &[(&'static str, Open<P>)]) -> Ou
         }));
     }
     let mut idle: Vec<Box<dyn Worker>> = opened.iter().map(|driver| driver.worker()).collect::<Result<_, _>>()?;
-    threads.push(actor("program", Report::default(), move |program: &P, _, round| match round % 6 {
-        5 => yard.fork(program, round, &mut idle),
-        round => yard.change(program, round),
-    }));
+    threads.push(actor(
+        "program",
+        Report::default(),
+        move |program: &P, _, round| match round % 6 {
+            5 => yard.fork(program, round, &mut idle),
+            round => yard.change(program, round),
+        },
+    ));
     let reports = program.in_parallel(threads);
     let mut late: Vec<_> = opened.iter().map(|driver| driver.worker()).collect::<Result<_, _>>()?;
     Report::merge(reports)?.check(program, &mut late)?;

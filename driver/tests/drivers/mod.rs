@@ -7,7 +7,7 @@ pub(crate) mod svm;
 pub(crate) mod userptr;
 
 use isomem_conformance::Failure;
-use isomem_conformance::work::{Driver, Done, Op, Open, Program, Step, Stop};
+use isomem_conformance::work::{self, Done, Driver, Item, Op, Open, Program, Step, Stop};
 use isomem_core::bus::{AtomicOp, Bus, BusError, Span};
 use isomem_core::mirror::pin::Pin;
 use isomem_core::mm::Mm;
@@ -20,6 +20,12 @@ pub(crate) trait Host: Program {
 
     /// All of its memory. What is accessed through it is accessed by words, by everybody.
     fn window(&self) -> <Self::World as Bus>::Window;
+}
+
+/// The item of the list that a test is named after.
+pub(crate) fn item<H: Host>(test: &str) -> Item<H> {
+    let is_meant = |item: &Item<H>| test.ends_with(item.name);
+    work::list().into_iter().find(is_meant).expect("an item of the list")
 }
 
 /// Every driver.
@@ -78,4 +84,50 @@ fn each<E>(steps: &[Step], seen: &Seen, mut by: impl FnMut(&Step) -> Result<u64,
         seen.lock().expect("nobody panics with it").push(found);
         Ok(())
     })
+}
+
+/// A test of each item of the list for each driver, by `run(driver, test, open)`.
+macro_rules! work_list {
+    ($($driver:ident)*) => {
+        $(
+            mod $driver {
+                use super::{drivers::$driver::open, run};
+
+                #[test]
+                fn drv_1_scan() {
+                    run(stringify!($driver), "drv_1_scan", open);
+                }
+
+                #[test]
+                fn drv_1_random() {
+                    run(stringify!($driver), "drv_1_random", open);
+                }
+
+                #[test]
+                fn drv_1_producer_and_consumer() {
+                    run(stringify!($driver), "drv_1_producer_and_consumer", open);
+                }
+
+                #[test]
+                fn drv_1_adds() {
+                    run(stringify!($driver), "drv_1_adds", open);
+                }
+
+                #[test]
+                fn inv_5_unmap_and_remap() {
+                    run(stringify!($driver), "inv_5_unmap_and_remap", open);
+                }
+
+                #[test]
+                fn life_6_forks() {
+                    run(stringify!($driver), "life_6_forks", open);
+                }
+
+                #[test]
+                fn life_3_exit() {
+                    run(stringify!($driver), "life_3_exit", open);
+                }
+            }
+        )*
+    };
 }

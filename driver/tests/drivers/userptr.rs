@@ -64,7 +64,8 @@ fn pages_of(steps: &[Step]) -> (Vec<(usize, Access)>, usize) {
 impl<W: Bus> Device<W> {
     fn submit(&self, steps: &[Step], pages: &[(usize, Access)]) -> Done {
         let window = self.window;
-        let object = |&(start, access): &(usize, Access)| self.device.object(start, PAGE_SIZE, access, Policy::Survives);
+        let object =
+            |&(start, access): &(usize, Access)| self.device.object(start, PAGE_SIZE, access, Policy::Survives);
         let objects: Result<Vec<Object<W>>, _> = pages.iter().map(object).collect();
         let starts: Vec<usize> = pages.iter().map(|page| page.0).collect();
         counted(steps, |steps, seen| {

@@ -66,14 +66,20 @@ impl Simulated {
         loop {
             match make(self.mm()) {
                 Ok(()) => return Ok(()),
-                Err(ChangeError::Invalidate(InvalidateError::Exhausted(_))) => self.pause()?,
+                // Or a page is still away, because there was no place to say that it comes home.
+                Err(ChangeError::Invalidate(InvalidateError::Exhausted(_)) | ChangeError::Stuck { .. }) => {
+                    self.pause()?
+                }
                 Err(error) => return Err(Failure::Wrong(error.to_string())),
             }
         }
     }
 
     fn place(addr: usize) -> (usize, usize) {
-        (addr / isomem_core::addr::PAGE_SIZE, addr % isomem_core::addr::PAGE_SIZE / 8)
+        (
+            addr / isomem_core::addr::PAGE_SIZE,
+            addr % isomem_core::addr::PAGE_SIZE / 8,
+        )
     }
 }
 
@@ -88,7 +94,6 @@ impl Host for Simulated {
         SimWindow::new(0, usize::MAX, Access::Write)
     }
 }
-
 
 impl Program for Simulated {
     fn words(&self) -> usize {
