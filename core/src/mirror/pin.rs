@@ -231,14 +231,14 @@ impl<M: Metadata> PinSlot<'_, M> {
     /// block ends. `None` is a miss: the first page is not mapped for that.
     ///
     /// Blocks nobody and never waits. The pin must be short, and the worker must not wait while it holds it.
-    #[inline]
+    #[inline(always)]
     pub fn pin(&mut self, addr: VirtAddr, len_bytes: usize, access: Access) -> Option<Pin<'_>> {
         let [pin] = self.pin_many([(addr, len_bytes, access)])?;
         Some(pin)
     }
 
     /// Pins up to [`PINS_PER_SLOT`] spans at once, all or none; each as [`PinSlot::pin`] would, so each may be shorter than wanted.
-    #[inline]
+    #[inline(always)]
     pub fn pin_many<const N: usize>(&mut self, wanted: [Wanted; N]) -> Option<[Pin<'_>; N]> {
         const { assert!(N <= PINS_PER_SLOT) };
         for (cell, &(addr, len_bytes, _)) in self.slot.ranges.iter().zip(&wanted) {
@@ -281,8 +281,9 @@ impl<M: Metadata> PinSlot<'_, M> {
     }
 
     /// Looks up what is published.
-    #[inline]
-    fn translate(&mut self, (addr, len_bytes, access): Wanted) -> Option<Found> {
+    #[inline(always)]
+    fn translate(&mut self, wanted: Wanted) -> Option<Found> {
+        let (addr, len_bytes, access) = wanted;
         let page_count = pages_to_pin(addr, len_bytes);
         // Before the lookup: a flush in between makes the line void (PIN-3).
         let generation = self.pins.generations.current(BlockId::of(addr));
@@ -291,6 +292,12 @@ impl<M: Metadata> PinSlot<'_, M> {
         {
             return Some(Found::new(addr, len_bytes, 1, entry));
         }
+        self.walk(wanted, page_count, generation)
+    }
+
+    /// Looks it up in the table. Kept apart, so that what a cached translation takes stays short.
+    #[inline(never)]
+    fn walk(&mut self, (addr, len_bytes, access): Wanted, page_count: usize, generation: u32) -> Option<Found> {
         let (run, entry) = self.table.run_at(addr, page_count, access)?;
         let (mapped, entry) = match access {
             Access::Read => (run.page_count(), entry),
