@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod engines;
+#[doc = include_str!("../../docs/write-your-driver.md")]
+pub mod guide {}
 mod link;
 pub mod odp;
 pub mod shadow;

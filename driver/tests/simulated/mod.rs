@@ -68,7 +68,7 @@ impl Simulated {
                 Ok(()) => return Ok(()),
                 // Or a page is still away, because there was no place to say that it comes home.
                 Err(ChangeError::Invalidate(InvalidateError::Exhausted(_)) | ChangeError::Stuck { .. }) => {
-                    self.pause()?
+                    self.pause()?;
                 }
                 Err(error) => return Err(Failure::Wrong(error.to_string())),
             }
