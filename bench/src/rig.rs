@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use isomem::{Mirror, Mm, Placement, SoftConfig, SoftDevice};
+use isomem::{Mirror, Mm, Placement, SoftConfig, SoftDevice, ThrashPolicy};
 use isomem_core::addr::{PAGE_SIZE, PageRange};
 use isomem_core::world::Access;
 
@@ -34,6 +34,8 @@ impl Rig {
             workers: 1,
             memory_bytes,
             placement,
+            // The rows time what happens when pages move.
+            thrash: ThrashPolicy::OFF,
             ..SoftConfig::default()
         };
         let device = mm.soft_device(config).map_err(refused)?;

@@ -15,6 +15,7 @@
 use allocator_api2::vec::Vec;
 
 use crate::addr::{BLOCK_SIZE, BlockId, PAGE_SIZE, PAGES_PER_BLOCK};
+use crate::mm::ThrashPolicy;
 use crate::notifier::Subscriber;
 use crate::sync::{AtomicBool, AtomicUsize, MODEL, Mutex, Ordering};
 use crate::world::{ArenaRange, Metadata, OutOfMetadata};
@@ -186,6 +187,8 @@ pub(crate) struct DeviceMemory<M: Metadata> {
     pub(crate) name: &'static str,
     pub(crate) kind: MemoryKind,
     pub(crate) capacity_pages: usize,
+    /// How its misses are damped where pages go to and fro.
+    pub(crate) thrash: ThrashPolicy,
     /// Where pages lie that the CPU cannot reach: all in private memory; in coherent memory those taken exclusively.
     pub(crate) arena: ArenaRange,
     /// No more pages go there.
@@ -249,6 +252,7 @@ impl<M: Metadata> DeviceMemory<M> {
             name,
             kind,
             capacity_pages,
+            thrash: ThrashPolicy::default(),
             arena,
             failed,
             closed,
@@ -256,6 +260,11 @@ impl<M: Metadata> DeviceMemory<M> {
             listeners,
             pool,
         })
+    }
+
+    /// With its misses damped so.
+    pub(crate) fn damped(self, thrash: ThrashPolicy) -> Self {
+        Self { thrash, ..self }
     }
 
     pub(crate) fn listen(&self, listener: M::Shared<dyn Subscriber>) -> Result<(), OutOfMetadata> {

@@ -85,6 +85,12 @@ counters! {
     pages_skipped,
     /// Chunks of device memory whose pages were evicted.
     evictions,
+    /// Blocks whose pages were found to go back and forth between a device and the CPU, or another device.
+    thrash_detected,
+    /// Device misses that waited because of that, before their pages went.
+    thrash_throttled,
+    /// Device misses that were mapped in place because of that.
+    thrash_mapped_in_place,
     /// Reads of the CPU's mappings that had to start again.
     retries,
     /// Invalidations that went on although a device still held a pin: the MMU fences it.

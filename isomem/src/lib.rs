@@ -80,7 +80,7 @@ pub use isomem_core::addr::{PAGE_SIZE, PageRange, RangeError, VirtAddr};
 pub use isomem_core::migrate::{MigrateError, SkipReason};
 pub use isomem_core::mirror::MirrorError;
 pub use isomem_core::mirror::range::{FaultError, Faulted, PageState};
-pub use isomem_core::mm::{Advice, AdviseError, Advised, EntryError, MemoryKind, Preferred, Usage};
+pub use isomem_core::mm::{Advice, AdviseError, Advised, EntryError, MemoryKind, Preferred, ThrashPolicy, Usage};
 pub use isomem_core::world::Access;
 pub use isomem_linux::exact::has_warden;
 pub use isomem_linux::{ExactError, Exactness, OpenError, Windows};

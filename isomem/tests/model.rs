@@ -7,7 +7,7 @@ mod common;
 
 use common::ops::{Kind, Kind::*, OnTouch, Op, Player, ops};
 use common::universe::Universe;
-use isomem::{Mm, Placement, SoftConfig, SoftDevice};
+use isomem::{Mm, Placement, SoftConfig, SoftDevice, ThrashPolicy};
 use proptest::test_runner::{Config, TestRunner};
 
 /// Sequences that each test tries by default.
@@ -204,6 +204,7 @@ fn device(mm: &Mm, memory_bytes: usize, on_touch: OnTouch) -> SoftDevice {
             OnTouch::Move => Placement::OnTouch,
             OnTouch::Stay => Placement::InPlace,
         },
+        thrash: ThrashPolicy::OFF,
         ..SoftConfig::default()
     };
     mm.soft_device(config).unwrap()

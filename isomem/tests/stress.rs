@@ -16,7 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Fork, advise_raw, alone, in_child, map_at, unmap_raw};
-use isomem::{Atomics, Mirror, Mm, PAGE_SIZE, PageRange, PageState, Part, Placement, SoftConfig, SoftDevice, Worker};
+use isomem::{
+    Atomics, Mirror, Mm, PAGE_SIZE, PageRange, PageState, Part, Placement, SoftConfig, SoftDevice, ThrashPolicy, Worker,
+};
 
 const MIB: usize = 1 << 20;
 const WORDS_PER_PAGE: usize = PAGE_SIZE / 8;
@@ -42,6 +44,8 @@ fn open(memory_bytes: usize, placement: Placement) -> (Mm, SoftDevice, Mirror) {
         workers: 2,
         memory_bytes,
         placement,
+        // The pages are to go to and fro as fast as they can.
+        thrash: ThrashPolicy::OFF,
         ..SoftConfig::default()
     };
     let device = mm.soft_device(config).unwrap();

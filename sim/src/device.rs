@@ -18,7 +18,7 @@ use isomem_core::mirror::pin::{Pin, Pins};
 use isomem_core::mirror::range::{FaultError, Placement, Snapshot};
 use isomem_core::mirror::table::Flags;
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError, MirrorState};
-use isomem_core::mm::MemoryKind;
+use isomem_core::mm::{MemoryKind, ThrashPolicy};
 use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::Access;
 
@@ -229,10 +229,13 @@ pub struct GpuConfig {
     pub reach: Reach,
     /// Where pages go on a miss.
     pub placement: Placement,
+    /// When pages that go back and forth are left at home.
+    pub thrash: ThrashPolicy,
 }
 
 impl GpuConfig {
-    /// A device of this name with room for 8 pages, which maps pages in place until told to migrate them.
+    /// A device of this name with room for 8 pages, which maps pages in place until told to migrate them. Nothing is damped: stories are about
+    /// what happens while pages move.
     pub const fn named(name: Name) -> Self {
         Self {
             name,
@@ -240,6 +243,7 @@ impl GpuConfig {
             kind: MemoryKind::Private,
             reach: Reach::SharedMmu,
             placement: Placement::InPlace,
+            thrash: ThrashPolicy::OFF,
         }
     }
 }

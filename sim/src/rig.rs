@@ -351,7 +351,9 @@ fn open(mm: &Mm<SimWorld>, process: &Process, config: GpuConfig) -> Gpu {
         mirror_budget_bytes: None,
         kind: config.kind,
     };
-    let handle = mm.register(memory).expect("there is room for a device");
+    let handle = mm
+        .register_with(memory, config.thrash)
+        .expect("there is room for a device");
     Gpu::new(handle, process, config).expect("the heap is large")
 }
 

@@ -7,7 +7,7 @@ use crate::addr::{BlockId, PageMask, PageRange};
 use crate::devmem::Full;
 use crate::migrate::home::Why;
 use crate::migrate::homeward::{Homeward, Which};
-use crate::migrate::out::Sender;
+use crate::migrate::out::{Occasion, Sender};
 use crate::mm::MmState;
 use crate::notifier::Cause;
 use crate::stats::add;
@@ -78,6 +78,9 @@ impl<W: World> MmState<W> {
         let Some(block) = self.blocks.get(victim) else {
             return false;
         };
+        if sender.occasion == Occasion::Miss && self.has_just_come(block, &sender.memory.thrash) {
+            return false;
+        }
         let best_here = self.advice.preferring(victim, sender.memory.id);
         let mut state = block.lock();
         let Some(residency) = state.on(sender.memory.id) else {

@@ -39,8 +39,7 @@ enum Batched {
 }
 
 impl<W: World> MmState<W> {
-    /// Moves the pages home (no lock held), then settles them. Says what arrived; what did not is still on the device.
-    /// `moved` of them are there already.
+    /// Moves the pages home (no lock held), of which `moved` are there, then settles them. Says what arrived; what did not is still on the device.
     pub(crate) fn carry_home(&self, homeward: &Homeward<'_, W>, moved: PageMask, why: Why) -> Arrived {
         let mut arrived = Arrived {
             pages: moved,
@@ -54,6 +53,12 @@ impl<W: World> MmState<W> {
         for run in homeward.pages.without(moved).without(arrived.duplicated).runs() {
             self.carry_run(homeward, run, why, &mut arrived);
         }
+        self.note_taken(
+            homeward.block,
+            homeward.device,
+            why,
+            arrived.pages.or(arrived.collapsed),
+        );
         self.settle_home(homeward, &mut arrived);
         let count = arrived.pages.count();
         let counter = match why {

@@ -30,6 +30,8 @@ pub(crate) enum Goal {
 pub(crate) enum Occasion {
     /// Somebody wants them there. A device that failed takes none.
     Asked,
+    /// A device missed on them, or used them often: the same, but nobody asked.
+    Miss,
     /// An access in flight needs a page that was taken from under it. One that failed takes it until its mirrors are released, for that waits
     /// for the access.
     Recall,
@@ -59,7 +61,7 @@ impl<'a, W: World> Sender<'a, W> {
     fn takes_pages(&self) -> bool {
         // Acquire pairs with the Release in DeviceHandle::fail.
         match self.occasion {
-            Occasion::Asked => !self.memory.failed.load(Ordering::Acquire),
+            Occasion::Asked | Occasion::Miss => !self.memory.failed.load(Ordering::Acquire),
             Occasion::Recall => !self.memory.closed.load(Ordering::Acquire),
         }
     }

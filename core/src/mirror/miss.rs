@@ -8,9 +8,11 @@
 use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageMask, VirtAddr};
 use crate::device::Device;
 use crate::devmem::DeviceId;
+use crate::migrate::out::{Occasion, Sender};
 use crate::mirror::MirrorState;
 use crate::mirror::range::{Around, FaultError, Faulted};
-use crate::mm::Preferred;
+use crate::mm::block::{BlockState, Residency};
+use crate::mm::{Preferred, Verdict};
 use crate::stats::add;
 use crate::world::{Access, World};
 
@@ -50,9 +52,10 @@ impl<W: World, D: Device> MirrorState<W, D> {
         add(&self.mm.counters.device_faults, 1);
         let page = addr.get() / PAGE_SIZE;
         let id = BlockId::of(addr);
-        let stays = self.staying(id, placement);
-        if !stays.has(page - id.first_page()) && !self.shares_duplicate(page, id, access) {
-            self.send_around(page, id, stays);
+        let index = page - id.first_page();
+        let mut stays = self.staying(id, placement);
+        if !stays.has(index) && !self.shares_duplicate(page, id, access) {
+            stays = self.take_in(page, id, stays);
         }
         self.enter(id.range(), access, Around::Page(page, stays))
     }
@@ -87,20 +90,87 @@ impl<W: World, D: Device> MirrorState<W, D> {
         })
     }
 
+    /// Sends the page, which does not stay, unless it is here already or goes back and forth (PACE-1): then it may have to wait for its time at home, or
+    /// be mapped there. Says what stays now.
+    fn take_in(&self, page: usize, id: BlockId, stays: PageMask) -> PageMask {
+        let index = page - id.first_page();
+        let Some(block) = self.mm.blocks.get(id) else {
+            self.send_around(page, id, stays);
+            return stays;
+        };
+        // What is on its way home is judged when it has arrived.
+        let mut state = block.wait_settled(PageMask::of(index, index + 1));
+        let here = state.on(self.memory.id).map_or(PageMask::NONE, Residency::held);
+        if here.has(index) {
+            return stays;
+        }
+        let (verdict, stays) = self.judge(&mut state, index, stays);
+        drop(state);
+        match verdict {
+            Verdict::Stay => return stays,
+            Verdict::GoAfter(ns) => self.mm.world().pause(ns),
+            Verdict::Go => {}
+        }
+        self.send_around(page, id, stays);
+        stays
+    }
+
+    /// What becomes of a miss on page `index` of a block, and what stays now.
+    fn judge(&self, state: &mut BlockState<W::Meta>, index: usize, stays: PageMask) -> (Verdict, PageMask) {
+        if self.memory.thrash.is_off() {
+            return (Verdict::Go, stays);
+        }
+        let now_ns = self.mm.world().now_ns();
+        let judged = state.pace.judge(index, now_ns, &self.memory.thrash);
+        let counters = &self.mm.counters;
+        add(&counters.thrash_detected, judged.detected.into());
+        match judged.verdict {
+            Verdict::Stay => add(&counters.thrash_mapped_in_place, 1),
+            Verdict::GoAfter(_) => add(&counters.thrash_throttled, 1),
+            Verdict::Go => {}
+        }
+        (judged.verdict, stays.or(state.pace.staying(now_ns)))
+    }
+
+    /// Pages of a block that are on devices, and those that only go when they are missed themselves.
+    fn look_around(&self, id: BlockId) -> (PageMask, PageMask) {
+        let policy = &self.memory.thrash;
+        let Some(block) = self.mm.blocks.get(id).filter(|_| !policy.is_off()) else {
+            return (PageMask::NONE, PageMask::NONE);
+        };
+        let now_ns = self.mm.world().now_ns();
+        let state = block.lock();
+        (state.away(), state.pace.held_back(now_ns, policy))
+    }
+
+    /// Notes that misses sent pages of a block: those of `pages` that were `elsewhere` were taken from another device.
+    fn note_sent(&self, id: BlockId, pages: PageMask, elsewhere: PageMask) {
+        if let Some(block) = self.mm.blocks.get(id).filter(|_| !self.memory.thrash.is_off()) {
+            let now_ns = self.mm.world().now_ns();
+            let mut state = block.lock();
+            let here = state.on(self.memory.id).map_or(PageMask::NONE, |here| here.pages);
+            state.pace.sent(now_ns);
+            state
+                .pace
+                .took(elsewhere.and(pages).and(here), now_ns, &self.memory.thrash);
+        }
+    }
+
+    fn sender_of_miss(&self) -> Sender<'_, W> {
+        Sender {
+            occasion: Occasion::Miss,
+            ..self.sender()
+        }
+    }
+
     /// Sends the page and, while misses are sequential, a growing part of its block after it, as far as that does not stay. What cannot go is mapped
     /// in place instead, so failures here are not errors.
     fn send_around(&self, page: usize, id: BlockId, stays: PageMask) {
         let index = page - id.first_page();
-        if self.mm.blocks.get(id).is_some_and(|block| {
-            let state = block.lock();
-            state
-                .on(self.memory.id)
-                .is_some_and(|residency| residency.held().has(index))
-        }) {
-            return;
-        }
-        let pages = clip(self.around(index, page), index, stays);
-        let _ = self.mm.send(&self.sender(), id.pages(pages.clone()));
+        let (elsewhere, held_back) = self.look_around(id);
+        let pages = clip(self.around(index, page), index, stays.or(held_back));
+        let _ = self.mm.send(&self.sender_of_miss(), id.pages(pages.clone()));
+        self.note_sent(id, PageMask::of(pages.start, pages.end), elsewhere);
         self.streams.note(id.first_page() + pages.start, pages.len());
     }
 
@@ -129,7 +199,10 @@ impl<W: World, D: Device> MirrorState<W, D> {
     pub fn migrate_hot(&self, addr: VirtAddr) {
         if !self.is_released() && !self.has_failed() {
             let id = BlockId::of(addr);
-            let goes = PageMask::FULL.without(self.staying(id, Placement::OnTouch));
+            let now_ns = self.mm.world().now_ns();
+            let block = self.mm.blocks.get(id).filter(|_| !self.memory.thrash.is_off());
+            let damped = block.map_or(PageMask::NONE, |block| block.lock().pace.staying(now_ns));
+            let goes = PageMask::FULL.without(self.staying(id, Placement::OnTouch).or(damped));
             let near = if self.mm.world().takes_neighbours() {
                 PageMask::FULL
             } else {
@@ -137,7 +210,7 @@ impl<W: World, D: Device> MirrorState<W, D> {
                 PageMask::of(index, index + 1)
             };
             for run in goes.and(near).runs() {
-                let _ = self.mm.send(&self.sender(), id.pages(run));
+                let _ = self.mm.send(&self.sender_of_miss(), id.pages(run));
             }
         }
     }

@@ -22,6 +22,7 @@
 
 use crate::addr::{BlockId, PAGES_PER_BLOCK, PageMask, PageRange, PageSpan};
 use crate::devmem::{Budget, ChunkId, DeviceId};
+use crate::mm::pace::Pace;
 use crate::sync::{Condvar, MODEL, Mutex, MutexGuard, Once};
 use crate::world::{ArenaRange, Metadata, OutOfMetadata};
 
@@ -100,6 +101,8 @@ pub(crate) struct BlockState<M: Metadata> {
     pub(crate) arena_waiters: bool,
     /// Pages that were discarded or unmapped while in transit: whoever settles them drops them.
     pub(crate) dropped: PageMask,
+    /// How its pages go to and fro.
+    pub(crate) pace: Pace,
     /// Threads asleep on `settled`.
     sleepers: u32,
 }
@@ -205,6 +208,7 @@ impl<M: Metadata> Block<M> {
                     waiters: PageMask::NONE,
                     arena_waiters: false,
                     dropped: PageMask::NONE,
+                    pace: Pace::default(),
                     sleepers: 0,
                 },
             ),

@@ -17,6 +17,7 @@ mod fault;
 mod fork;
 mod gate;
 mod late;
+mod pace;
 
 use core::ops::Deref;
 
@@ -39,6 +40,8 @@ pub use change::{CHANGES_MAX, Change, ChangeError, Changes};
 pub(crate) use fault::Streams;
 pub use fault::{CpuFault, Served};
 pub use late::LateEvent;
+pub use pace::ThrashPolicy;
+pub(crate) use pace::Verdict;
 
 /// Devices an address space can have at the same time.
 pub const MAX_DEVICES: usize = 16;
@@ -216,6 +219,11 @@ impl<W: World> Mm<W> {
     /// Blocks for a few system calls. Changes nothing when it fails.
     #[doc(alias = "hmm_device_register")]
     pub fn register(&self, config: MemoryConfig) -> Result<DeviceHandle<W>, RegisterError> {
+        self.register_with(config, ThrashPolicy::default())
+    }
+
+    /// The same, with other bounds for pages that go to and fro between this device and the CPU (MIG-13).
+    pub fn register_with(&self, config: MemoryConfig, thrash: ThrashPolicy) -> Result<DeviceHandle<W>, RegisterError> {
         self.check_entry()?;
         let capacity_pages = config.capacity_bytes / PAGE_SIZE;
         if capacity_pages == 0 {
@@ -229,7 +237,7 @@ impl<W: World> Mm<W> {
             });
         }
         let mm = self.clone();
-        let memory = self.off_stack(move || mm.add_memory(config.name, config.kind, capacity_pages))?;
+        let memory = self.off_stack(move || mm.add_memory(config.name, config.kind, capacity_pages, thrash))?;
         let budget = config
             .mirror_budget_bytes
             .map_or(capacity_pages, |bytes| bytes / PAGE_SIZE);
@@ -241,6 +249,7 @@ impl<W: World> Mm<W> {
         name: &'static str,
         kind: MemoryKind,
         capacity_pages: usize,
+        thrash: ThrashPolicy,
     ) -> Result<Memory<W>, RegisterError> {
         let _registering = self.registering.lock();
         let free = self.devices.lock().iter().position(Option::is_none);
@@ -248,7 +257,8 @@ impl<W: World> Mm<W> {
         let arena = self
             .world
             .reserve_arena(DeviceMemory::<W::Meta>::arena_bytes(capacity_pages * PAGE_SIZE))?;
-        let memory = DeviceMemory::new(id, name, kind, capacity_pages, arena).and_then(W::Meta::share);
+        let memory = DeviceMemory::new(id, name, kind, capacity_pages, arena)
+            .and_then(|memory| W::Meta::share(memory.damped(thrash)));
         if memory.is_err() {
             self.world.release_arena(arena);
         }

@@ -5,7 +5,7 @@ use isomem_core::addr::PageRange;
 use isomem_core::bus::Bus;
 use isomem_core::mirror::range::Placement;
 use isomem_core::mirror::{Busy, DeviceHandle, MirrorError};
-use isomem_core::mm::{MemoryConfig, MemoryKind, Mm, RegisterError};
+use isomem_core::mm::{MemoryConfig, MemoryKind, Mm, RegisterError, ThrashPolicy};
 use isomem_core::world::{Metadata, OutOfMetadata, WorldError};
 
 use crate::job::JobSlot;
@@ -37,6 +37,8 @@ pub struct SoftConfig {
     pub memory_kind: MemoryKind,
     /// Where pages go when a worker misses on them.
     pub placement: Placement,
+    /// When pages that go back and forth between the device and the CPU are left at home (MIG-13).
+    pub thrash: ThrashPolicy,
 }
 
 impl Default for SoftConfig {
@@ -51,6 +53,7 @@ impl Default for SoftConfig {
             mirror_budget_bytes: None,
             memory_kind: MemoryKind::Private,
             placement: Placement::OnTouch,
+            thrash: ThrashPolicy::default(),
         }
     }
 }
@@ -197,12 +200,13 @@ impl<W: Bus> SoftDevice<W> {
         if !(1..=MAX_WORKERS).contains(&config.workers) {
             return Err(SoftError::Workers(config.workers));
         }
-        let handle = mm.register(MemoryConfig {
+        let memory = MemoryConfig {
             name: config.name,
             capacity_bytes: config.memory_bytes,
             mirror_budget_bytes: config.mirror_budget_bytes,
             kind: config.memory_kind,
-        })?;
+        };
+        let handle = mm.register_with(memory, config.thrash)?;
         match Engine::start(mm, config).and_then(|engine| Ok(W::Meta::share(engine)?)) {
             Ok(engine) => Ok(Self { handle, engine }),
             Err(error) => {

@@ -7,7 +7,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use isomem::{Mirror, Mm, PAGE_SIZE, PageRange, PageState, SoftConfig, SoftDevice};
+use isomem::{Mirror, Mm, PAGE_SIZE, PageRange, PageState, SoftConfig, SoftDevice, ThrashPolicy};
 
 pub const MIB: usize = 1 << 20;
 
@@ -100,10 +100,12 @@ pub fn wait_forked(child: i32) -> ExitStatus {
     }
 }
 
+/// Pages may go to and fro: that is what most tests are about.
 pub fn config() -> SoftConfig {
     SoftConfig {
         workers: 2,
         memory_bytes: 64 * MIB,
+        thrash: ThrashPolicy::OFF,
         ..SoftConfig::default()
     }
 }

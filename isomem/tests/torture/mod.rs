@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use isomem::{Exactness, Mirror, Mm, PAGE_SIZE, SoftConfig, Stats, Worker};
+use isomem::{Exactness, Mirror, Mm, PAGE_SIZE, SoftConfig, Stats, ThrashPolicy, Worker};
 
 const SLOTS: usize = 12;
 /// The last ones are mappings of a file.
@@ -452,6 +452,7 @@ pub fn torture(level: Exactness, deeds: usize, seconds: f64, threads: usize, see
         workers: 2,
         // Less than all slots need, so that pages are evicted, too.
         memory_bytes: SLOTS * SLOT_BYTES * 3 / 4,
+        thrash: ThrashPolicy::OFF,
         ..SoftConfig::default()
     };
     let device = mm.soft_device(config).unwrap();
