@@ -24,6 +24,9 @@ pub(crate) struct Happened {
     pages_home_by_eviction: u64,
     pages_home_by_request: u64,
     pages_skipped: u64,
+    thrash_detected: u64,
+    thrash_throttled: u64,
+    thrash_mapped_in_place: u64,
     bytes_moved: u64,
     bytes_copied: u64,
     invalidations: u64,
@@ -61,6 +64,9 @@ impl Happened {
             pages_home_by_eviction: stats.pages_home_by_eviction,
             pages_home_by_request: stats.pages_home_by_request,
             pages_skipped: stats.pages_skipped,
+            thrash_detected: stats.thrash_detected,
+            thrash_throttled: stats.thrash_throttled,
+            thrash_mapped_in_place: stats.thrash_mapped_in_place,
             bytes_moved: stats.bytes_moved,
             bytes_copied: stats.bytes_copied,
             invalidations: stats.invalidations,
@@ -111,6 +117,11 @@ impl fmt::Display for Happened {
         )?;
         row("pages home by request", self.pages_home_by_request, "")?;
         row("pages left where they were", self.pages_skipped, "")?;
+        let damped = format!(
+            "misses waited {} times, and were mapped in place {} times",
+            self.thrash_throttled, self.thrash_mapped_in_place
+        );
+        row("blocks that thrashed", self.thrash_detected, &damped)?;
         row("bytes moved", self.bytes_moved, "without a copy")?;
         row("bytes copied", self.bytes_copied, "")?;
         row("invalidations", self.invalidations, "")?;
