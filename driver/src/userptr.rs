@@ -13,7 +13,8 @@
 //! - USR-1 (FLT-2): work begins with every page of its objects in the table, and sees no page that came after a later invalidation of them: it is
 //!   cancelled, and its next access says so.
 //! - USR-2 (INV-1): when a blocking invalidation's callback returned, the device makes no access to the range.
-//! - USR-3 (INV-9): a pass that must not wait cancels, and answers at once: done, or refused while an access is in flight.
+//! - USR-3 (INV-9): a pass that must not wait cancels, and answers soon: done, or that the MMU stops the access in flight. Refused only where none does, and
+//!   for as long as somebody else begins or cancels.
 //! - USR-4: an object outlives its invalidations, unless its policy says otherwise.
 //!
 //! # Locking

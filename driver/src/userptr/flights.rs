@@ -97,18 +97,15 @@ impl<W: World> Device for Side<W> {
         self.pins.invalidate(self.mm.world(), invalidation, scope, &|_| {});
     }
 
-    /// Refuses while an access is in flight. The work is cancelled all the same: who asks again finds the device idle soon (USR-3).
+    /// The work is cancelled, and an access in flight is left to the MMU (USR-3). It may be one that waits for the very page that this pass brings home:
+    /// refused, neither would ever go on.
     fn try_invalidate(&self, invalidation: &Invalidation, _: &CallbackScope<'_>) -> Answer {
         let Some(mut flights) = self.flights.try_lock() else {
             return Answer::Refused;
         };
         self.cancel(&mut flights, invalidation.range, Some(*invalidation));
         drop(flights);
-        self.pins.flush(invalidation.range);
-        match self.pins.overlaps(invalidation.range) {
-            None => Answer::Done,
-            Some(_) => Answer::Refused,
-        }
+        self.pins.try_invalidate(self.mm.world(), invalidation)
     }
 
     fn release(&self) {
