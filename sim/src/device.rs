@@ -18,7 +18,7 @@ use isomem_core::mirror::pin::{Pin, Pins};
 use isomem_core::mirror::range::{FaultError, Placement, Snapshot};
 use isomem_core::mirror::table::Flags;
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError, MirrorState};
-use isomem_core::mm::{MemoryKind, ThrashPolicy};
+use isomem_core::mm::{Advice, AdviseError, MemoryKind, ThrashPolicy};
 use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::Access;
 
@@ -373,6 +373,11 @@ impl Gpu {
     pub fn home(&self, range: PageRange) -> Result<usize, MigrateError> {
         let mirror = self.mirror().ok_or(MigrateError::Released)?;
         Ok(mirror.migrate_home(range)?.migrated())
+    }
+
+    /// Says how pages are used, or where they are best.
+    pub fn advise(&self, range: PageRange, advice: Advice) -> Result<(), AdviseError> {
+        self.mirror().ok_or(AdviseError::Released)?.advise(range, advice)
     }
 
     /// Takes pages exclusively; says how many the device has of them (MIG-11).

@@ -145,6 +145,19 @@ pub enum Event {
         addr: u64,
         /// What.
         value: u64,
+        /// The frame that it went to, where the story knows it.
+        frame: Option<Frame>,
+    },
+    /// The kernel copied a page to where it is to be read only, and the page that was copied stays (MIG-12).
+    Duplicated {
+        /// Which page of the program.
+        page: u64,
+        /// The copy.
+        home: Frame,
+        /// What was copied.
+        away: Frame,
+        /// The first word in which they differ.
+        differs: Option<usize>,
     },
     /// A read saw this value.
     Read {

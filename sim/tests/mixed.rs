@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use isomem_core::addr::{BlockId, PageRange};
 use isomem_core::mirror::range::Placement;
+use isomem_core::mm::Advice;
 use isomem_core::world::Access;
 use isomem_sim::checker::Verdict;
 use isomem_sim::device::{Gpu, GpuConfig, GpuError, Reach};
@@ -51,6 +52,7 @@ enum Do {
     Snapshot,
     Migrate,
     Home,
+    Advise,
     Discard,
     Protect,
     Remap,
@@ -71,13 +73,13 @@ enum Do {
 }
 
 use Do::{
-    Collapse, CpuAdd, CpuRead, CpuReadWhole, CpuWrite, CpuWriteWhole, Discard, Exit, Fail, Fork, GpuAdd, GpuFault,
-    GpuRead, GpuReadWhole, GpuWrite, GpuWriteWhole, Home, LateDiscard, LateFork, LateMap, LateRemap, Migrate, Protect,
-    Reclaim, Remap, Snapshot, Split, UnmapAndMap, Unplug, Unregister,
+    Advise, Collapse, CpuAdd, CpuRead, CpuReadWhole, CpuWrite, CpuWriteWhole, Discard, Exit, Fail, Fork, GpuAdd,
+    GpuFault, GpuRead, GpuReadWhole, GpuWrite, GpuWriteWhole, Home, LateDiscard, LateFork, LateMap, LateRemap, Migrate,
+    Protect, Reclaim, Remap, Snapshot, Split, UnmapAndMap, Unplug, Unregister,
 };
 
 const ACCESSES: &[Do] = &[
-    GpuFault, Snapshot, CpuRead, CpuWrite, CpuAdd, GpuRead, GpuWrite, GpuAdd, Migrate, Migrate, Home,
+    GpuFault, Snapshot, CpuRead, CpuWrite, CpuAdd, GpuRead, GpuWrite, GpuAdd, Migrate, Migrate, Home, Advise,
 ];
 const WHOLES: &[Do] = &[CpuReadWhole, CpuWriteWhole, GpuReadWhole, GpuWriteWhole];
 const CPU: &[Do] = &[CpuRead, CpuWrite, CpuAdd];
@@ -165,6 +167,10 @@ impl Actor<'_> {
                 let _ = gpu.migrate(rig.range(page, count));
             }
             Home => drop(gpu.home(rig.range(page, 1 + self.random.below(PAGES - page)))),
+            Advise => {
+                let advice = [Advice::ReadMostly, Advice::ReadMostly, Advice::ReadWrite][self.random.below(3)];
+                let _ = gpu.advise(rig.range(page, count), advice);
+            }
             Discard => drop(rig.discard(page, count)),
             Protect => {
                 let access = [None, Some(Access::Read)][self.random.below(2)];
@@ -267,6 +273,8 @@ struct Mix {
     what: &'static [&'static [Do]],
     /// Whether migrations and discards past isomem keep out of each other's way.
     apart: bool,
+    /// How the program says that it uses its pages.
+    usage: Advice,
 }
 
 fn tell(mix: Mix, journal: &Journal, number: u64) {
@@ -275,6 +283,10 @@ fn tell(mix: Mix, journal: &Journal, number: u64) {
         gpus: mix.gpus,
     };
     let rig = Rig::with(journal, config);
+    for first in (0..PAGES).step_by(PER_BLOCK) {
+        let pages = rig.range(first, (PAGES - first).min(PER_BLOCK));
+        rig.gpu(0).advise(pages, mix.usage).expect("the heap is large");
+    }
     let choices: Vec<Do> = mix.what.iter().copied().flatten().copied().collect();
     let stage = Arc::new(Stage {
         mix,
@@ -356,6 +368,7 @@ const fn mix(what: &'static [&'static [Do]]) -> Mix {
         gpus: &[SMALL],
         threads: 3,
         apart: false,
+        usage: Advice::ReadWrite,
         what,
     }
 }
@@ -459,6 +472,69 @@ fn mig_5_contents_dropped_past_isomem_stay_dropped() {
 #[test]
 fn mig_5_changes_past_isomem_at_any_moment_leave_nothing_behind() {
     let mix = mix(&[ACCESSES, ANNOUNCED, KERNEL, LATE]);
+    explore_before(apart_from_contents, times(4_000), move |journal, number| {
+        tell(mix, journal, number);
+    });
+}
+
+/// Reads of what both sides have, and now and then a write.
+const READS: &[Do] = &[CpuRead, CpuReadWhole, GpuRead, GpuReadWhole, CpuRead, GpuRead, Migrate];
+
+/// All pages are read mostly.
+const fn shared(what: &'static [&'static [Do]]) -> Mix {
+    Mix {
+        usage: Advice::ReadMostly,
+        ..mix(what)
+    }
+}
+
+#[test]
+fn mig_12_what_is_read_mostly_amid_announced_changes_and_the_kernels() {
+    mixed(4_000, shared(&[READS, ACCESSES, WHOLES, ANNOUNCED, KERNEL]));
+}
+
+#[test]
+fn mig_12_what_is_read_mostly_by_a_device_with_a_table_of_frames() {
+    mixed(
+        4_000,
+        Mix {
+            gpus: STRICT,
+            ..shared(&[READS, ACCESSES, WHOLES, &[Discard, Protect, UnmapAndMap]])
+        },
+    );
+}
+
+#[test]
+fn mig_12_what_is_read_mostly_by_two_small_devices_that_take_it() {
+    const TAKING: GpuConfig = GpuConfig {
+        placement: Placement::OnTouch,
+        ..SMALL
+    };
+    const OTHER: GpuConfig = GpuConfig {
+        name: "other gpu",
+        ..TAKING
+    };
+    mixed(
+        4_000,
+        Mix {
+            gpus: &[TAKING, OTHER],
+            ..shared(&[READS, ACCESSES, WHOLES, ANNOUNCED])
+        },
+    );
+}
+
+#[test]
+fn mig_12_what_is_read_mostly_while_steps_fail_and_devices_go() {
+    mixed(
+        4_000,
+        shared(&[READS, READS, ACCESSES, ENDS, &[Fork, Fail, Fail, Fail, Fail]]),
+    );
+}
+
+/// As `mig_5_changes_past_isomem_at_any_moment_leave_nothing_behind`.
+#[test]
+fn mig_12_what_is_read_mostly_is_changed_past_isomem_and_nothing_is_left() {
+    let mix = shared(&[READS, ACCESSES, ANNOUNCED, KERNEL, LATE]);
     explore_before(apart_from_contents, times(4_000), move |journal, number| {
         tell(mix, journal, number);
     });

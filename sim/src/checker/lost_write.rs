@@ -124,7 +124,7 @@ impl LostWrite {
 impl Checker for LostWrite {
     fn observe(&mut self, thread: usize, _name: &str, event: &Event) -> Result<(), Finding> {
         match *event {
-            Event::Write { actor, addr, value } => {
+            Event::Write { actor, addr, value, .. } => {
                 self.histories
                     .entry(addr)
                     .or_default()

@@ -5,6 +5,7 @@ use core::fmt;
 use crate::journal::{Actor, Event};
 
 mod after_unregister;
+mod duplicates;
 mod half_page;
 mod leaks;
 #[cfg(feature = "shuttle")]
@@ -16,6 +17,7 @@ mod release_once;
 mod stale_access;
 
 pub use after_unregister::AfterUnregister;
+pub use duplicates::Duplicates;
 pub use half_page::HalfPage;
 pub use leaks::Leaks;
 #[cfg(feature = "shuttle")]
@@ -57,6 +59,8 @@ pub enum Verdict {
     LostWrite,
     /// A read saw what was overwritten or thrown away before.
     StaleData,
+    /// Two copies of a page, of which either may be read, are not the same.
+    Diverged,
     /// A page was seen half old, half new.
     HalfPage,
     /// The contents of pages are gone.
@@ -87,6 +91,7 @@ impl Verdict {
             Self::WrongAddressSpace => "wrong address space",
             Self::LostWrite => "lost write",
             Self::StaleData => "stale data",
+            Self::Diverged => "copies differ",
             Self::HalfPage => "half page",
             Self::LostData => "lost data",
             Self::NoProgress => "no progress",
@@ -164,6 +169,7 @@ fn and_of_locks(mut checkers: Vec<Box<dyn Checker>>, locks: LockOrder) -> Vec<Bo
 fn apart_from_locks() -> Vec<Box<dyn Checker>> {
     vec![
         Box::new(StaleAccess::default()),
+        Box::new(Duplicates::default()),
         Box::new(Pairing::default()),
         Box::new(ReleaseOnce::default()),
         Box::new(AfterUnregister::default()),

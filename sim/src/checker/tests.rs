@@ -27,8 +27,8 @@ pub(super) fn judge(mut checker: impl Checker, events: impl IntoIterator<Item = 
 #[test]
 fn prf_3_every_list_has_the_checkers_of_all_kinds() {
     let locks = usize::from(cfg!(feature = "shuttle"));
-    assert_eq!(all().len(), 8 + locks);
-    assert_eq!(all_with_lock_order().len(), 8 + locks);
+    assert_eq!(all().len(), 9 + locks);
+    assert_eq!(all_with_lock_order().len(), 9 + locks);
 }
 
 #[test]

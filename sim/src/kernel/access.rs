@@ -276,6 +276,7 @@ impl State {
             actor,
             addr,
             value: after,
+            frame: Some(frame),
         });
         before
     }
@@ -399,7 +400,13 @@ impl State {
     pub(super) fn inherit(&mut self, journal: &Journal, page: usize, words: Words) {
         for (word, value) in words.into_iter().enumerate().filter(|(_, value)| *value != 0) {
             let (actor, addr) = (Actor::Cpu, address(page, word));
-            journal.record(Event::Write { actor, addr, value });
+            let frame = None;
+            journal.record(Event::Write {
+                actor,
+                addr,
+                value,
+                frame,
+            });
         }
         self.shadow.insert(page, words);
     }

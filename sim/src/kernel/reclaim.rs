@@ -77,13 +77,17 @@ impl Process {
         left
     }
 
-    /// Makes one huge page of a block (khugepaged): each page that is present gets a new frame.
+    /// Makes one huge page of a block (khugepaged): each page that is present gets a new frame. Not where one is write-protected, as Linux.
     pub fn collapse(&self, block: BlockId) {
         let _mmap = self.mmap_lock().write();
         let _ = self.notified(block.range(), Cause::Clear, Blocking::May, || {
             self.kernel().point();
             let mut state = self.lock();
-            for page in state.space(self.pid()).present(block.range()) {
+            let pages = state.space(self.pid()).present(block.range());
+            if pages.iter().any(|&page| state.is_protected(self.pid(), page)) {
+                return;
+            }
+            for page in pages {
                 state.replace(self, page);
             }
         });
@@ -123,6 +127,10 @@ impl State {
         let what = slot_name(slot);
         journal.record(Event::Closed { what });
         self.swap.remove(&slot).expect("a slot of the swap that an entry names")
+    }
+
+    fn is_protected(&mut self, pid: usize, page: usize) -> bool {
+        matches!(self.space(pid).pte(page), Some(Pte::Present(present)) if present.protected)
     }
 
     fn replace(&mut self, process: &Process, page: usize) {

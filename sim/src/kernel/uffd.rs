@@ -5,6 +5,7 @@
 use isomem_core::addr::PageRange;
 use isomem_core::world::{Access, Area, Backing, Pte as Seen, PteRun};
 
+use crate::journal::{Event, Frame};
 use crate::kernel::access::one;
 use crate::kernel::frame::ZERO;
 use crate::kernel::space::{Present, Pte, Swapped, Vma};
@@ -195,7 +196,7 @@ impl Process {
         loop {
             let mmap = self.mmap_lock().read();
             if let Some(words) = self.copied_words(from) {
-                return self.enter_copy(words, to, channel, copies);
+                return self.enter_copy(words, from, to, channel, copies);
             }
             drop(mmap);
             self.fault(from, Access::Read).map_err(|_| Errno::FAULT)?;
@@ -214,7 +215,7 @@ impl Process {
         Some(words)
     }
 
-    fn enter_copy(&self, words: Words, to: usize, channel: Channel, copies: Copies) -> Result<(), Errno> {
+    fn enter_copy(&self, words: Words, from: usize, to: usize, channel: Channel, copies: Copies) -> Result<(), Errno> {
         self.kernel().point();
         let (pid, mut state) = (self.pid(), self.lock());
         state.check(Site::Allocate)?;
@@ -227,7 +228,29 @@ impl Process {
         {
             present.protected = true;
         }
+        if copies == Copies::Protected && channel == Channel::Program {
+            self.tell_duplicate(&mut state, from, to, frame);
+        }
         Ok(())
+    }
+
+    fn tell_duplicate(&self, state: &mut State, from: usize, to: usize, home: Frame) {
+        let Some(Pte::Present(Present { frame: away, .. })) = state.space(self.pid()).pte(from) else {
+            return;
+        };
+        if away == ZERO {
+            // Nobody's, written by nobody, and there for ever.
+            return;
+        }
+        let words = state.frames.words(away).iter().zip(state.frames.words(home));
+        let differs = words.clone().position(|(away, home)| away != home);
+        let page = self.told(to) as u64;
+        self.journal().record(Event::Duplicated {
+            page,
+            home,
+            away,
+            differs,
+        });
     }
 
     /// Write-protects the pages that are there, or no longer, and then wakes (UFFDIO_WRITEPROTECT).

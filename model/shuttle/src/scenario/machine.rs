@@ -273,7 +273,12 @@ impl Machine {
             let value = *cell;
             self.journal.record(match access {
                 Access::Read => Event::Read { actor, addr, value },
-                Access::Write(_) | Access::Add(_) => Event::Write { actor, addr, value },
+                Access::Write(_) | Access::Add(_) => Event::Write {
+                    actor,
+                    addr,
+                    value,
+                    frame: None,
+                },
             });
             Some(value)
         })

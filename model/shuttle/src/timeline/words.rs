@@ -33,8 +33,11 @@ fn of_memory(event: &Event) -> String {
         Event::Taken { actor, page, frame } => format!("page {page} (frame {frame}) is taken from {actor}"),
         Event::Touched { actor, page, frame } => format!("{actor} touches page {page}, which is frame {frame}"),
         Event::Freed { frame } => format!("frame {frame} goes back to the kernel"),
-        Event::Write { actor, addr, value } => format!("{actor} writes {value} at {addr:#x}"),
+        Event::Write { actor, addr, value, .. } => format!("{actor} writes {value} at {addr:#x}"),
         Event::Read { actor, addr, value } => format!("{actor} reads {value} at {addr:#x}"),
+        Event::Duplicated { page, home, away, .. } => {
+            format!("page {page} is in frame {away}, and to be read in frame {home}")
+        }
         Event::Discarded { start, end } => format!("the contents of {start:#x}..{end:#x} are thrown away"),
         Event::SawPage { actor, page, words } => format!("{actor} sees page {page} with {words:?}"),
         other => format!("{other:?}"),

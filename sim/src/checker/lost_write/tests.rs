@@ -8,6 +8,7 @@ const fn write(actor: Actor, value: u64) -> Event {
         actor,
         addr: ADDR,
         value,
+        frame: None,
     }
 }
 
