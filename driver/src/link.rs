@@ -30,6 +30,16 @@ pub enum OpenError {
     Metadata(#[from] OutOfMetadata),
 }
 
+/// A device that has no memory that pages could go to; the least that the core registers is a page.
+pub(crate) fn without_memory(name: &'static str) -> MemoryConfig {
+    MemoryConfig {
+        name,
+        capacity_bytes: PAGE_SIZE,
+        mirror_budget_bytes: Some(0),
+        kind: MemoryKind::Private,
+    }
+}
+
 /// A device without memory of its own, and its mirror. Dropping it ends both: no access is in flight then, and none comes.
 pub(crate) struct Link<W: World, D: Device> {
     mirror: Option<Mirror<W, D>>,
@@ -49,13 +59,7 @@ impl<W: World, D: Device> core::fmt::Debug for Link<W, D> {
 impl<W: World, D: Device> Link<W, D> {
     /// Registers a device called `name`, whose side of the mirror is `side`. Effective on return (INV-8).
     pub(crate) fn open(mm: &Mm<W>, name: &'static str, side: D) -> Result<Self, OpenError> {
-        // It has no memory that pages could go to; the least that the core registers is a page.
-        let handle = mm.register(MemoryConfig {
-            name,
-            capacity_bytes: PAGE_SIZE,
-            mirror_budget_bytes: Some(0),
-            kind: MemoryKind::Private,
-        })?;
+        let handle = mm.register(without_memory(name))?;
         let mirror = handle.mirror(W::Meta::share(side)?)?;
         let state = mirror.state().clone();
         Ok(Self {

@@ -33,38 +33,24 @@
 mod queue;
 mod region;
 
-use isomem_core::addr::{PAGE_SIZE, PageRange};
+use isomem_core::addr::PageRange;
 use isomem_core::bus::{Bus, BusError, Span};
 use isomem_core::mirror::pin::{PinSlot, Wanted};
 use isomem_core::mirror::range::{FaultError, Placement};
-use isomem_core::mirror::{Busy, DeviceHandle, Mirror, MirrorError};
-use isomem_core::mm::{EntryError, MemoryConfig, MemoryKind, Mm, RegisterError};
+use isomem_core::mirror::{Busy, DeviceHandle, Mirror};
+use isomem_core::mm::{EntryError, Mm};
 use isomem_core::sync::{Mutex, Ordering};
-use isomem_core::world::{Access, Metadata, OutOfMetadata, World, WorldError};
+use isomem_core::world::{Access, Metadata, OutOfMetadata, WorldError};
 
 pub use self::queue::{Completion, DEPTH, Queue, Work};
 pub use self::region::{Key, MAX_REGIONS, Segment};
 use self::region::{Region, Regions};
+pub use crate::link::OpenError;
+use crate::link::{Shared, without_memory};
 use crate::side::Side;
 
 /// Queues that a card can have at the same time.
 pub const MAX_QUEUES: usize = 8;
-
-type Shared<W, T> = <<W as World>::Meta as Metadata>::Shared<T>;
-
-/// Why there is no card.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
-    /// See [`RegisterError`].
-    #[error(transparent)]
-    Register(#[from] RegisterError),
-    /// See [`MirrorError`].
-    #[error(transparent)]
-    Mirror(#[from] MirrorError),
-    /// isomem's own memory is used up.
-    #[error(transparent)]
-    Metadata(#[from] OutOfMetadata),
-}
 
 /// Why a call was refused, or a work request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -143,13 +129,7 @@ struct Card<W: Bus> {
 impl<W: Bus> Nic<W> {
     /// Registers a card with `mm`.
     pub fn open(mm: &Mm<W>) -> Result<Self, OpenError> {
-        let device = mm.register(MemoryConfig {
-            name: "nic",
-            // Nothing goes there: a card works on system memory.
-            capacity_bytes: PAGE_SIZE,
-            mirror_budget_bytes: None,
-            kind: MemoryKind::Private,
-        })?;
+        let device = mm.register(without_memory("nic"))?;
         let side = W::Meta::share(Side::new(mm, MAX_QUEUES)?)?;
         let card = W::Meta::share(Card {
             mirror: device.mirror(side)?,

@@ -35,21 +35,22 @@ mod entries;
 
 use allocator_api2::vec::Vec;
 use isomem_core::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use isomem_core::mirror::MirrorState;
 use isomem_core::mirror::pin::{Pin, PinSlot};
 use isomem_core::mirror::range::FaultError;
-use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError, MirrorState};
-use isomem_core::mm::{EntryError, MemoryConfig, MemoryKind, Mm, RegisterError};
+use isomem_core::mm::{EntryError, Mm};
 use isomem_core::notifier::Attempt;
-use isomem_core::world::{Access, Metadata, OutOfMetadata, World};
+use isomem_core::world::{Access, OutOfMetadata, World};
 
 pub use entries::Side;
+
+use crate::link::Link;
 
 /// Runs of guest pages that a machine can have.
 pub const MAX_SLOTS: usize = 4;
 /// Virtual CPUs that can run at a time.
 pub const MAX_VCPUS: usize = 8;
 
-type Shared<W, T> = <<W as World>::Meta as Metadata>::Shared<T>;
 type State<W> = MirrorState<W, Side<W>>;
 
 /// A run of guest pages, and the program's pages that they are.
@@ -76,12 +77,9 @@ pub enum OpenError {
     /// More than [`MAX_SLOTS`] slots, or two of the same guest pages.
     #[error("a machine has at most {MAX_SLOTS} slots, of different guest pages")]
     Slots,
-    /// The address space did not take it.
+    /// There is no device for it.
     #[error(transparent)]
-    Register(#[from] RegisterError),
-    /// It could not be linked to it.
-    #[error(transparent)]
-    Mirror(#[from] MirrorError),
+    Device(#[from] crate::link::OpenError),
     /// isomem's own memory is used up.
     #[error(transparent)]
     Metadata(#[from] OutOfMetadata),
@@ -109,15 +107,13 @@ impl From<EntryError> for GuestError {
 
 /// A machine's memory. See the module.
 pub struct Shadow<W: World> {
-    mirror: Option<Mirror<W, Side<W>>>,
-    handle: Option<DeviceHandle<W>>,
-    state: Shared<W, State<W>>,
+    link: Link<W, Side<W>>,
 }
 
 impl<W: World> core::fmt::Debug for Shadow<W> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Shadow")
-            .field("mirror", &self.mirror)
+            .field("link", &self.link)
             .finish_non_exhaustive()
     }
 }
@@ -125,21 +121,8 @@ impl<W: World> core::fmt::Debug for Shadow<W> {
 impl<W: World> Shadow<W> {
     /// A machine with this memory. Nothing is brought in before the guest touches it. Effective on return (INV-8).
     pub fn new(mm: &Mm<W>, slots: &[MemSlot]) -> Result<Self, OpenError> {
-        let side = W::Meta::share(Side::new(mm, slots)?)?;
-        // A guest's memory stays the program's; the least that the core registers is a page.
-        let handle = mm.register(MemoryConfig {
-            name: "shadow",
-            capacity_bytes: PAGE_SIZE,
-            mirror_budget_bytes: Some(0),
-            kind: MemoryKind::Private,
-        })?;
-        let mirror = handle.mirror(side)?;
-        let state = mirror.state().clone();
-        Ok(Self {
-            mirror: Some(mirror),
-            handle: Some(handle),
-            state,
-        })
+        let link = Link::open(mm, "shadow", Side::new(mm, slots)?)?;
+        Ok(Self { link })
     }
 
     /// Runs `work` as a virtual CPU, on a thread of isomem's own. The caller may hold no lock that a callback or the serving of a CPU fault needs.
@@ -148,14 +131,9 @@ impl<W: World> Shadow<W> {
         &self,
         work: impl FnOnce(&mut Guest<'_, W>) -> Result<R, GuestError> + Send + 'static,
     ) -> Result<R, GuestError> {
-        // The guest's memory may lie where memory lay that the program has just unmapped.
-        if let Some(mirror) = &self.mirror {
-            mirror.synchronize()?;
-        }
-        let state = self.state.clone();
-        self.state.mm().world().off_stack(move || {
+        self.on_own_stack(move |state| {
             let slot = state.device().pins.claim(state.table()).ok_or(GuestError::Busy)?;
-            work(&mut Guest { state: &state, slot })
+            work(&mut Guest { state, slot })
         })
     }
 
@@ -168,7 +146,8 @@ impl<W: World> Shadow<W> {
         let mut log = Vec::new_in(W::Meta::default());
         log.try_reserve_exact(count)
             .map_err(|_| FaultError::from(OutOfMetadata))?;
-        self.on_own_stack(move |side| {
+        self.on_own_stack(move |state| {
+            let side = state.device();
             let pages = side.pages(first_gfn, count)?;
             side.take_dirty(pages, &mut |index| log.push(first_gfn + index));
             Ok(log)
@@ -178,40 +157,31 @@ impl<W: World> Shadow<W> {
     /// How many of the guest pages `first_gfn..first_gfn + count`, which lie in one slot, were accessed since the last time.
     #[doc(alias = "kvm_age_gfn")]
     pub fn age(&self, first_gfn: usize, count: usize) -> Result<usize, GuestError> {
-        self.on_own_stack(move |side| Ok(side.age(side.pages(first_gfn, count)?)))
+        self.on_own_stack(move |state| {
+            let side = state.device();
+            Ok(side.age(side.pages(first_gfn, count)?))
+        })
     }
 
     /// Entries that there are at the moment. For tests and statistics.
     pub fn entries(&self) -> usize {
-        self.state.device().count()
+        self.link.state().device().count()
     }
 
     fn on_own_stack<R: Send + 'static>(
         &self,
-        job: impl FnOnce(&Side<W>) -> Result<R, GuestError> + Send + 'static,
+        job: impl FnOnce(&State<W>) -> Result<R, GuestError> + Send + 'static,
     ) -> Result<R, GuestError> {
-        if let Some(mirror) = &self.mirror {
-            mirror.synchronize()?;
-        }
-        let state = self.state.clone();
-        self.state.mm().world().off_stack(move || job(state.device()))
+        let state = self.link.state().clone();
+        // The guest's memory may lie where memory lay that the program has just unmapped.
+        state.synchronize()?;
+        let mm = state.mm().clone();
+        mm.world().off_stack(move || job(&state))
     }
 
     /// The machine is gone on return: no virtual CPU makes an access any more.
-    pub fn close(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
-        drop(self.mirror.take());
-        // Nobody else can have made a mirror of this handle.
-        let _ = self.handle.take().map(DeviceHandle::unregister);
-    }
-}
-
-impl<W: World> Drop for Shadow<W> {
-    fn drop(&mut self) {
-        self.end();
+    pub fn close(self) {
+        drop(self);
     }
 }
 

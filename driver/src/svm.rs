@@ -41,18 +41,16 @@ use isomem_core::mirror::range::FaultError;
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError};
 use isomem_core::mm::Mm;
 use isomem_core::sync::{Condvar, Mutex};
-use isomem_core::world::{Metadata, OutOfMetadata, World, WorldError};
+use isomem_core::world::{Metadata, OutOfMetadata, WorldError};
 
 use self::batch::Miss;
 pub use self::lane::{Lane, WorkItem};
+use crate::link::Shared;
 use crate::side::Side;
+use crate::work::STACK_BYTES;
 
 /// Lanes that a GPU has.
 pub const LANES: usize = 16;
-/// The stacks of the fault thread and of lanes.
-const STACK_BYTES: usize = 256 << 10;
-
-type Shared<W, T> = <<W as World>::Meta as Metadata>::Shared<T>;
 
 /// Why a GPU, a context or a work item could not be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

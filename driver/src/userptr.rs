@@ -33,23 +33,26 @@
 mod desk;
 mod flights;
 
-use isomem_core::addr::{PAGE_SIZE, PageRange, RangeError, VirtAddr};
+use isomem_core::addr::{PageRange, RangeError, VirtAddr};
+use isomem_core::mirror::MirrorState;
 use isomem_core::mirror::pin::{Pin, PinSlot};
 use isomem_core::mirror::range::FaultError;
-use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError, MirrorState};
-use isomem_core::mm::{EntryError, MemoryConfig, MemoryKind, Mm, RegisterError, SubscribeError};
+use isomem_core::mm::{EntryError, Mm, SubscribeError};
 use isomem_core::notifier::{Answer, Blocking, CallbackScope, Invalidation, Subscriber, Subscription};
 use isomem_core::sync::{AtomicBool, Ordering};
-use isomem_core::world::{Access, Metadata, OutOfMetadata, World, WorldError};
+use isomem_core::world::{Access, Metadata, OutOfMetadata, World};
 
 use desk::Desk;
 pub use flights::Side;
 use flights::{Begun, Flight};
 
+pub use crate::link::OpenError;
+use crate::link::{Link, Shared};
+use crate::work::STACK_BYTES;
+
 /// Objects that one submit can name.
 pub const MAX_OBJECTS: usize = 4;
 
-type Shared<W, T> = <<W as World>::Meta as Metadata>::Shared<T>;
 type State<W> = MirrorState<W, Side<W>>;
 
 /// What work needs of its objects.
@@ -62,23 +65,6 @@ pub enum Policy {
     Survives,
     /// It is dead from then on, however innocent the cause was. To compare with.
     DiesAtOnce,
-}
-
-/// Why there is no device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
-    /// The address space did not take it.
-    #[error(transparent)]
-    Register(#[from] RegisterError),
-    /// It could not be linked to it.
-    #[error(transparent)]
-    Mirror(#[from] MirrorError),
-    /// The worker could not be started.
-    #[error("the worker could not be started: {0}")]
-    Worker(#[from] WorldError),
-    /// isomem's own memory is used up.
-    #[error(transparent)]
-    Metadata(#[from] OutOfMetadata),
 }
 
 /// Why there is no object.
@@ -211,14 +197,13 @@ pub struct UserPtr<W: World> {
     /// Ends before the mirror does.
     worker: Option<W::Thread>,
     desk: Shared<W, Desk<W>>,
-    mirror: Option<Mirror<W, Side<W>>>,
-    handle: Option<DeviceHandle<W>>,
+    link: Link<W, Side<W>>,
 }
 
 impl<W: World> core::fmt::Debug for UserPtr<W> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("UserPtr")
-            .field("mirror", &self.mirror)
+            .field("link", &self.link)
             .finish_non_exhaustive()
     }
 }
@@ -226,28 +211,19 @@ impl<W: World> core::fmt::Debug for UserPtr<W> {
 impl<W: World> UserPtr<W> {
     /// Registers a device with `mm` and links it. Effective on return (INV-8).
     pub fn new(mm: &Mm<W>) -> Result<Self, OpenError> {
-        const STACK_BYTES: usize = 256 << 10;
-        // It has no memory that pages could go to; the least that the core registers is a page.
-        let handle = mm.register(MemoryConfig {
-            name: "userptr",
-            capacity_bytes: PAGE_SIZE,
-            mirror_budget_bytes: Some(0),
-            kind: MemoryKind::Private,
-        })?;
-        let mirror = handle.mirror(W::Meta::share(Side::new(mm)?)?)?;
-        let desk = W::Meta::share(Desk::new(mirror.state().clone()))?;
+        let link = Link::open(mm, "userptr", Side::new(mm)?)?;
+        let desk = W::Meta::share(Desk::new(link.state().clone()))?;
         let served = desk.clone();
         let worker = mm.world().spawn("userptr", STACK_BYTES, move || served.serve())?;
         Ok(Self {
             worker: Some(worker),
             desk,
-            mirror: Some(mirror),
-            handle: Some(handle),
+            link,
         })
     }
 
     fn state(&self) -> &Shared<W, State<W>> {
-        self.desk.state()
+        self.link.state()
     }
 
     /// The `len_bytes` bytes from `start` as an object, for `access` at the most. Only the bytes are looked at here: no page is got.
@@ -301,9 +277,7 @@ impl<W: World> UserPtr<W> {
             parts[index] = Some((object.start, object.len_bytes, object.access));
         }
         // The objects may lie where memory lay that the program has just unmapped.
-        if let Some(mirror) = &self.mirror {
-            mirror.synchronize()?;
-        }
+        self.state().synchronize()?;
         let desk = self.desk.clone();
         self.state().mm().world().off_stack(move || {
             let flight = begin(&desk, wants, sleep)?;
@@ -327,9 +301,7 @@ impl<W: World> UserPtr<W> {
             // A fork's child does not have the thread.
             core::mem::forget(worker);
         }
-        drop(self.mirror.take());
-        // Nobody else can have made a mirror of this handle.
-        let _ = self.handle.take().map(DeviceHandle::unregister);
+        self.link.end();
     }
 }
 

@@ -15,6 +15,7 @@ use crate::device::Device;
 use crate::mirror::MirrorState;
 use crate::mirror::pin::{PinSlot, Wanted};
 use crate::mirror::range::{FaultError, Placement};
+use crate::mm::EntryError;
 use crate::world::Access;
 
 /// Services of one access after which pages are no longer sent to the device for it.
@@ -49,6 +50,12 @@ pub enum ReachError {
         /// Where.
         addr: VirtAddr,
     },
+}
+
+impl From<EntryError> for ReachError {
+    fn from(error: EntryError) -> Self {
+        Self::Fault(error.into())
+    }
 }
 
 impl<W: Bus, D: Device> MirrorState<W, D> {

@@ -7,14 +7,14 @@ use isomem_core::mirror::pin::PinSlot;
 use isomem_core::sync::{Condvar, Mutex};
 use isomem_core::world::{Access, Metadata, OutOfMetadata};
 
-use super::{Advice, Card, Key, OdpError, Region, Segment, Shared};
+use super::{Advice, Card, Key, OdpError, Region, Segment};
+use crate::link::Shared;
+use crate::work::STACK_BYTES;
 
 /// Requests that a queue holds: posted, or completed and not collected.
 pub const DEPTH: usize = 16;
 /// Bytes that travel at a time.
 const PACKET_BYTES: usize = PAGE_SIZE;
-/// An engine's stack.
-const STACK_BYTES: usize = 256 << 10;
 
 /// What a card does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,8 @@ use isomem_core::bus::{Bus, Window};
 use isomem_core::sync::AtomicBool;
 use isomem_core::world::{Access, OutOfMetadata};
 
-use super::{MAX_QUEUES, OdpError, Shared};
+use super::{MAX_QUEUES, OdpError};
+use crate::link::Shared;
 
 /// Regions that a card can have at the same time.
 pub const MAX_REGIONS: usize = 64;

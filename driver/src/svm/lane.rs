@@ -5,37 +5,17 @@ use isomem_core::bus::{AtomicOp, Bus, BusError, Span};
 use isomem_core::mirror::copy::{Patience, ReachError};
 use isomem_core::mirror::pin::{PinSlot, Wanted};
 use isomem_core::mirror::range::FaultError;
-use isomem_core::sync::Mutex;
-use isomem_core::world::{Access, Metadata};
+use isomem_core::world::Access;
 
 use super::batch::Miss;
-use super::{Context, Entry, Gpu, Inner, STACK_BYTES, Shared, Stall, SvmError};
+use super::{Context, Entry, Gpu, Inner, Stall, SvmError};
+use crate::link::Shared;
+use crate::work::Work;
 
 type Outcome = Result<(), ReachError>;
 
-/// Work that was launched. Dropping it waits for its end, too.
-pub struct WorkItem<W: Bus> {
-    lane: W::Thread,
-    outcome: Shared<W, Mutex<Outcome>>,
-}
-
-impl<W: Bus> core::fmt::Debug for WorkItem<W> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("WorkItem").finish_non_exhaustive()
-    }
-}
-
-impl<W: Bus> WorkItem<W> {
-    /// Waits for its end. An error is what the work ended with: for a cancelled access, the address and why.
-    pub fn wait(self) -> Outcome {
-        let Self { lane, outcome } = self;
-        drop(lane);
-        // Copied out: the lock must not be held when what it guards goes.
-        let ended: Outcome = { *outcome.lock() };
-        drop(outcome);
-        ended
-    }
-}
+/// Work that was launched on a lane.
+pub type WorkItem<W> = Work<W, Outcome>;
 
 impl<W: Bus> Context<W> {
     /// Runs `work` on a lane of its own. Errors of its accesses it hands on, or deals with.
@@ -55,17 +35,9 @@ impl<W: Bus> Context<W> {
             gpu: self.gpu.clone(),
             lane,
         };
-        let outcome = W::Meta::share(Mutex::new("outcome", Ok(())))?;
-        let (inner, told) = (self.inner.clone(), outcome.clone());
-        let body = move || {
-            let seat = seat;
-            let ended = run(&seat, inner, work);
-            *told.lock() = ended;
-        };
-        let world = self.inner.mirror.state().mm().world();
-        Ok(WorkItem {
-            lane: world.spawn("isomem-lane", STACK_BYTES, body)?,
-            outcome,
+        let inner = self.inner.clone();
+        Work::start(self.inner.mirror.state().mm(), "isomem-lane", move || {
+            run(&seat, inner, work)
         })
     }
 }
