@@ -6,14 +6,15 @@
 //! # Invariants
 //! - INST-1 (FLT-2, INV-4): a look that is not stale under the driver's lock overlaps no active invalidation whose callback took that lock before.
 //! - INST-3 (LIFE-3): nor has the device's `release` taken it before: a release is no invalidation, but what is kept after it stays for ever.
-//! - INST-2 (FLT-3): the attempts end with the reader's time, and then with the name of who kept invalidating.
+//! - INST-2 (FLT-3): after the core's patience an attempt has its turn, in which what went again is brought in: invalidations wait for that, not longer than a
+//!   turn. The attempts end with the reader's time, and then with the name of who kept invalidating.
 //!
 //! # Locking
-//! None across `install`, which takes the driver's own. No page is brought in inside the read (RNG-3).
+//! None across `install`, which takes the driver's own. Pages on their way are waited for outside of the read (RNG-3).
 //!
 //! ```text
 //! driver's thread                              invalidating thread
-//! bring in; read = begin                       .
+//! bring in; read = begin; what is missing yet  .
 //! install {                                    start: the read is stale; entries go
 //!   driver's lock { stale? again; else keep }  callback: driver's lock { forget what was kept }
 //! }                                            the change; end
@@ -22,7 +23,7 @@
 //! Linux: the loop around hmm_range_fault that every driver writes (amdgpu_hmm_range_get_pages, nouveau_range_fault), and KVM's
 //! mmu_invalidate_retry_gfn under mmu_lock.
 
-use crate::addr::PageRange;
+use crate::addr::{PageRange, PageSpan};
 use crate::device::Device;
 use crate::mirror::MirrorState;
 use crate::mirror::range::{Around, FaultError};
@@ -58,7 +59,7 @@ impl<M: Metadata> Look<'_, M> {
 impl<W: World, D: Device> MirrorState<W, D> {
     /// Brings each range of `wanted` in, for its access, then calls `install` inside a read of `within`, and does both again until `install` is done.
     ///
-    /// `install` looks at [`MirrorState::table`], and says [`Attempt::Retry`] where an entry is gone again, or where the look is stale under the lock
+    /// `install` finds all of `wanted` in [`MirrorState::table`], and says [`Attempt::Retry`] where an entry is gone again, or where the look is stale under the lock
     /// that its device's callbacks take. `within` should hold all of `wanted`: what lies outside is not looked after. It may be larger; an
     /// invalidation of what lies between then makes the look stale although it need not (a false retry, never a missed one).
     ///
@@ -84,11 +85,27 @@ impl<W: World, D: Device> MirrorState<W, D> {
                 read: &read,
                 released: &self.released,
             };
-            if let Attempt::Done(done) = install(&look) {
+            if self.complete(&read, wanted)?
+                && let Attempt::Done(done) = install(&look)
+            {
                 return Ok(done);
             }
             drop(read);
             add(&self.mm.counters.retries, 1);
         }
+    }
+
+    /// Enters what of `wanted` has gone again since it was brought in. Who wants much would find something gone each time, but what is entered here stays while the read
+    /// has its turn (INST-2). False where the read went stale, or a page is on its way somewhere.
+    fn complete(&self, read: &Read<'_, W::Meta>, wanted: &[(PageRange, Access)]) -> Result<bool, FaultError> {
+        for &(range, access) in wanted {
+            for span in range.spans().map(PageSpan::range) {
+                let there = self.table.has_all(span, access);
+                if !there && self.enter_within(read, span, access, Around::All)?.is_none() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 }

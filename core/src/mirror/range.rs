@@ -18,7 +18,7 @@ use crate::mirror::table::{Entry, Flags};
 use crate::mirror::{Mirror, MirrorState};
 use crate::mm::EntryError;
 use crate::mm::block::arena_pages;
-use crate::notifier::Reader;
+use crate::notifier::{Read, Reader};
 use crate::stats::add;
 use crate::world::{Access, Area, PopulateError, Pte, World, WorldError};
 
@@ -189,6 +189,17 @@ impl<W: World, D: Device> MirrorState<W, D> {
             self.bring_near(wanted, access);
         }
         let read = reader.begin()?;
+        self.enter_within(&read, range, access, around)
+    }
+
+    /// What of that is done inside the read: looks at `range`, in one block, and enters what it saw.
+    pub(super) fn enter_within(
+        &self,
+        read: &Read<'_, W::Meta>,
+        range: PageRange,
+        access: Access,
+        around: Around,
+    ) -> Result<Option<Faulted>, FaultError> {
         let span = range.spans().next().expect("a range is not empty");
         match self.look_once(span, around, access) {
             Err(Missed::Error(error)) if !read.is_stale() => Err(error),

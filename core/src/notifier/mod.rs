@@ -345,9 +345,9 @@ enum Deadline {
     Never,
 }
 
-/// Looks that a turn lasts under shuttle.
+/// Looks that a turn lasts under shuttle: with all threads in step, a reader must be able to look at some blocks in that time.
 #[cfg(feature = "shuttle")]
-const LOOKS: u64 = 10;
+const LOOKS: u64 = 100;
 
 #[cfg(feature = "shuttle")]
 std::thread_local! {
