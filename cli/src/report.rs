@@ -23,6 +23,8 @@ pub(crate) struct Happened {
     pages_home_by_fault: u64,
     pages_home_by_eviction: u64,
     pages_home_by_request: u64,
+    pages_duplicated: u64,
+    duplicates_collapsed: u64,
     pages_skipped: u64,
     thrash_detected: u64,
     thrash_throttled: u64,
@@ -63,6 +65,8 @@ impl Happened {
             pages_home_by_fault: stats.pages_home_by_fault,
             pages_home_by_eviction: stats.pages_home_by_eviction,
             pages_home_by_request: stats.pages_home_by_request,
+            pages_duplicated: stats.pages_duplicated,
+            duplicates_collapsed: stats.duplicates_collapsed,
             pages_skipped: stats.pages_skipped,
             thrash_detected: stats.thrash_detected,
             thrash_throttled: stats.thrash_throttled,
@@ -116,6 +120,11 @@ impl fmt::Display for Happened {
             "the device's memory was full",
         )?;
         row("pages home by request", self.pages_home_by_request, "")?;
+        row(
+            "pages on both sides",
+            self.pages_duplicated,
+            &format!("{} until a write, or on request", self.duplicates_collapsed),
+        )?;
         row("pages left where they were", self.pages_skipped, "")?;
         let damped = format!(
             "misses waited {} times, and were mapped in place {} times",

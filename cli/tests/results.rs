@@ -164,7 +164,7 @@ fn statistics_tell_what_happened() {
     let object = run_json("wordcount", &files.put("text", some_text(300_000, 5000)), &[]);
     let stats = &object["stats"];
     let keys = "device_faults device_fault_p50_ns device_fault_p99_ns cpu_fault_p50_ns cpu_fault_p99_ns pages_to_device \
-        pages_home_by_fault pages_home_by_eviction pages_home_by_request bytes_moved bytes_copied invalidations retries \
+        pages_home_by_fault pages_home_by_eviction pages_home_by_request pages_duplicated duplicates_collapsed bytes_moved bytes_copied invalidations retries \
         collisions late_events device_ms cpu_ms";
     for key in keys.split_whitespace() {
         assert!(stats[key].is_number(), "{key} is missing");

@@ -419,6 +419,14 @@ impl Gpu {
         self.mirror().ok_or(FaultError::Released)?.snapshot(range)
     }
 
+    /// Empties its memory, also without a mirror; nothing once it is closed.
+    pub fn evict_all(&self) {
+        let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(handle) = handle else { return };
+        let _ = handle.evict_all();
+        *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
+    }
+
     /// Pages of its memory that are in use, or reserved; `None` once it is closed.
     pub fn used_pages(&self) -> Option<usize> {
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
