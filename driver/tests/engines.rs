@@ -1,7 +1,9 @@
 //! Both engines on live Linux, on memory of this process: it needs userfaultfd.
 #![cfg(not(feature = "shuttle"))]
 
-mod memory;
+#[path = "../../isomem/tests/apart/mod.rs"]
+mod apart;
+mod live;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -15,7 +17,7 @@ use isomem_core::world::Access;
 use isomem_drivers::engines::{Engine, EngineError, Engines, MAX_QUEUES, Queue, Restores, Unit};
 use isomem_linux::Linux;
 
-use memory::{Memory, busy, in_child, load, store, word};
+use live::{Memory, busy, in_child, load, store, word};
 
 const ROUNDS: u64 = 300;
 const BOTH: [Engine; 2] = [Engine::Graphics, Engine::Compute];
@@ -43,50 +45,6 @@ fn put(unit: &mut Unit<'_, Linux>, memory: Memory, offset: usize, value: u64) ->
 
 fn is_hole<R>(result: &Result<R, EngineError>) -> bool {
     matches!(result, Err(EngineError::Fault(FaultError::Hole { .. })))
-}
-
-#[test]
-fn drv_1_a_scan_and_random_accesses_see_the_programs_memory() {
-    let (_mm, device) = open();
-    for engine in BOTH {
-        // Three blocks.
-        let memory = Memory::new(3 * 512);
-        for page in 0..3 * 512 {
-            word(memory, page * PAGE_SIZE).store(page as u64, SeqCst);
-        }
-        let queue = queue(&device, engine, memory);
-        let scan = queue.launch(move |unit| {
-            let sum = (0..3 * 512).try_fold(0, |sum, page| {
-                Ok::<_, EngineError>(sum + get(unit, memory, page * PAGE_SIZE)?)
-            })?;
-            let mut at = 1_usize;
-            for round in 0..1000 {
-                at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1) % (memory.len_bytes / 8);
-                put(unit, memory, at * 8, round)?;
-                assert_eq!(get(unit, memory, at * 8)?, round);
-            }
-            Ok(sum)
-        });
-        assert_eq!(scan.unwrap().wait(), Ok((0..3 * 512).sum::<u64>()));
-    }
-}
-
-#[test]
-fn drv_1_program_and_engines_produce_and_consume() {
-    let (_mm, device) = open();
-    let memory = Memory::new(3);
-    let [graphics, compute] = BOTH.map(|engine| queue(&device, engine, memory));
-    for round in 0..ROUNDS {
-        word(memory, 0).store(round, SeqCst);
-        for (queue, page) in [(&graphics, 0), (&compute, 1)] {
-            let double = queue.launch(move |unit| {
-                let seen = get(unit, memory, page * PAGE_SIZE)?;
-                put(unit, memory, (page + 1) * PAGE_SIZE, seen * 2)
-            });
-            double.unwrap().wait().unwrap();
-        }
-        assert_eq!(word(memory, 2 * PAGE_SIZE).load(SeqCst), round * 4);
-    }
 }
 
 #[test]

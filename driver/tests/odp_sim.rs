@@ -5,9 +5,7 @@
 #[path = "../../sim/tests/common/mod.rs"]
 mod common;
 
-use isomem_core::bus::AtomicOp;
 use isomem_core::mirror::copy::ReachError;
-use isomem_core::mirror::range::FaultError;
 use isomem_core::mm::EntryError;
 use isomem_core::world::Access;
 use isomem_drivers::odp::{Advice, Completion, Key, Nic, OdpError, Queue, Segment, Work};
@@ -50,13 +48,6 @@ fn words(rig: &Rig, key: Key, page: usize, words: usize) -> Segment {
     }
 }
 
-fn add(rig: &Rig, key: Key, page: usize) -> Work {
-    Work::Atomic {
-        at: words(rig, key, page, 1),
-        op: AtomicOp::Add(1),
-    }
-}
-
 fn copy(rig: &Rig, key: Key, from: usize, to: usize) -> Work {
     Work::Copy {
         from: words(rig, key, from, 4),
@@ -77,42 +68,6 @@ fn faulted(result: Result<u64, OdpError>) -> bool {
         result,
         Err(OdpError::Reach(ReachError::Fault(_) | ReachError::TakenAway { .. }))
     )
-}
-
-#[test]
-fn drv_1_no_add_is_lost_between_the_program_and_two_queues_while_pages_move() {
-    explore(TIMES, |journal, _| {
-        with_nic(journal, 2, |rig, nic| {
-            let key = implicit(nic);
-            let queues = [nic.queue().unwrap(), nic.queue().unwrap()];
-            let mut threads: Vec<_> = queues
-                .into_iter()
-                .map(|queue| {
-                    spawn(rig, "poster", move |rig| {
-                        for round in 0..REQUESTS {
-                            one(&queue, round, add(rig, key, round % 2)).unwrap();
-                        }
-                    })
-                })
-                .collect();
-            threads.push(spawn(rig, "cpu", |rig| {
-                for round in 0..REQUESTS {
-                    rig.cpu_add(round % 2, 0, 1);
-                }
-            }));
-            threads.push(spawn(rig, "mover", |rig| {
-                for _ in 0..CHANGES {
-                    rig.migrate(0, 2);
-                    let _ = rig.protect(1, 1, Some(Access::Write));
-                }
-            }));
-            join(threads);
-            if !rig.journal().is_decided() {
-                let sum = rig.cpu_read(0, 0) + rig.cpu_read(1, 0);
-                assert_eq!(sum, 3 * REQUESTS as u64, "adds are missing");
-            }
-        });
-    });
 }
 
 #[test]
@@ -200,33 +155,6 @@ fn life_6_a_childs_requests_are_refused_and_its_parents_go_on() {
                 assert_eq!(queue.wait().unwrap().unwrap().result, Ok(32));
                 assert_eq!(rig.cpu_read(1, 0), value(1, round));
             }
-        });
-    });
-}
-
-#[test]
-fn life_3_requests_posted_when_the_address_space_exits_all_complete() {
-    explore(TIMES, |journal, _| {
-        with_nic(journal, 2, |rig, nic| {
-            let key = implicit(nic);
-            let queue = nic.queue().unwrap();
-            let poster = spawn(rig, "poster", move |rig| {
-                for round in 0..REQUESTS {
-                    (0..3).for_each(|id| queue.post(id, add(rig, key, round % 2)).unwrap());
-                    for id in 0..3 {
-                        let completion = queue.wait().unwrap().unwrap();
-                        assert_eq!(completion.id, id);
-                        let released = OdpError::Reach(ReachError::Fault(FaultError::Released));
-                        match completion.result {
-                            Ok(_) | Err(OdpError::Flushed) => {}
-                            Err(error) => assert_eq!(error, released),
-                        }
-                    }
-                    queue.reset().unwrap();
-                }
-            });
-            rig.exit();
-            join(vec![poster]);
         });
     });
 }

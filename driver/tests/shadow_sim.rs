@@ -12,7 +12,7 @@ use isomem_core::addr::PAGE_SIZE;
 use isomem_core::mirror::range::FaultError;
 use isomem_core::world::Access;
 use isomem_drivers::shadow::{Guest, GuestError, MemSlot, OpenError, Shadow};
-use isomem_sim::journal::{Actor, Event, Journal};
+use isomem_sim::journal::{Actor, Event};
 use isomem_sim::kernel::Op;
 use isomem_sim::rig::{MM, Rig};
 use isomem_sim::world::SimWorld;
@@ -56,69 +56,6 @@ fn access(guest: &mut Guest<'_, SimWorld>, page: usize, word: usize, op: Op) -> 
 
 fn one(machine: &Machine, page: usize, word: usize, op: Op) -> Result<u64, GuestError> {
     machine.run(move |guest| access(guest, page, word, op))
-}
-
-/// The guest writes and reads its words under `load`, and the program its own.
-fn under(journal: &Journal, load: impl Fn(&Rig) + Send + 'static) {
-    let rig = Rig::new(journal, 2);
-    let machine = open(&rig, 2);
-    let cpu = machine.clone();
-    let threads = vec![
-        spawn(&rig, "cpu", |rig| {
-            for round in 0..ROUNDS {
-                rig.cpu_write(round % 2, 0, value(1, round));
-                rig.cpu_read(round % 2, 1);
-            }
-        }),
-        spawn(&rig, "vcpu", move |rig| {
-            for round in 0..ROUNDS {
-                let number = value(2, round);
-                let seen = cpu.run(move |guest| {
-                    access(guest, round % 2, 1, Op::Store(number))?;
-                    access(guest, round % 2, 0, Op::Load)?;
-                    access(guest, round % 2, 1, Op::Load)
-                });
-                if rig.journal().is_decided() {
-                    return;
-                }
-                assert_eq!(seen, Ok(number));
-            }
-        }),
-        spawn(&rig, "load", load),
-    ];
-    join(threads);
-    for page in 0..2 {
-        let seen = one(&machine, page, 1, Op::Load).unwrap();
-        assert_eq!(rig.cpu_read(page, 1), seen);
-    }
-    close(&rig, machine);
-}
-
-#[test]
-fn shd_3_nothing_is_lost_while_another_device_takes_the_pages() {
-    explore(TIMES, |journal, _| {
-        under(journal, |rig| {
-            for _ in 0..ROUNDS {
-                rig.migrate(0, 2);
-                rig.home(0, 1);
-            }
-        });
-    });
-}
-
-#[test]
-fn shd_3_nothing_is_lost_across_forks_and_changes_of_protection() {
-    explore(TIMES, |journal, _| {
-        under(journal, |rig| {
-            for round in 0..ROUNDS {
-                if round % 2 == 0 {
-                    rig.fork().exit();
-                } else {
-                    rig.protect(0, 1, Some(Access::Write)).unwrap();
-                }
-            }
-        });
-    });
 }
 
 #[test]

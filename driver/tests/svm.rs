@@ -6,21 +6,15 @@ mod apart;
 #[path = "live/mod.rs"]
 mod live;
 
-use std::sync::atomic::Ordering;
-use std::thread;
-
 use isomem::{Access, MemoryKind, Mm};
-use isomem_core::bus::AtomicOp;
 use isomem_core::mirror::copy::ReachError;
 use isomem_core::mirror::range::FaultError;
-use isomem_core::mm::{EntryError, MemoryConfig};
-use isomem_drivers::svm::{Context, Home, Lane, Svm, SvmError};
+use isomem_core::mm::MemoryConfig;
+use isomem_drivers::svm::{Context, Home, Svm};
 use isomem_linux::Linux;
 
 use apart::{MIB, Mapped, apart};
-use live::{PAGE, Random, anywhere, in_child, map_again, rw, word};
-
-const ADDS: u64 = 2_000;
+use live::{PAGE, Random, anywhere, rw};
 
 /// A GPU with 1 MiB of memory, and two contexts: one takes pages, the other maps them in place.
 fn with_svm(test: &str, story: impl FnOnce(&Mm, &Svm<Linux>, &[Context<Linux>; 2])) {
@@ -41,23 +35,6 @@ fn with_svm(test: &str, story: impl FnOnce(&Mm, &Svm<Linux>, &[Context<Linux>; 2
         device.unregister().unwrap();
         drop(svm);
     });
-}
-
-/// Adds to the first words of `pages` pages in turn.
-fn adding(start: usize, pages: usize) -> impl FnOnce(&mut Lane<'_, Linux>) -> Result<(), ReachError> + Send {
-    let window = anywhere();
-    move |lane| {
-        for round in 0..ADDS as usize {
-            lane.atomic(&window, start + round % pages * PAGE, AtomicOp::Add(1))?;
-        }
-        Ok(())
-    }
-}
-
-fn sum(memory: &Mapped) -> u64 {
-    (0..memory.len_bytes / PAGE)
-        .map(|page| live::load(memory.start + page * PAGE))
-        .sum()
 }
 
 #[test]
@@ -107,24 +84,6 @@ fn drv_1_lanes_scan_more_than_the_gpu_has_and_access_at_random() {
 }
 
 #[test]
-fn drv_1_program_and_lanes_of_both_contexts_add_to_the_same_words() {
-    with_svm(
-        "drv_1_program_and_lanes_of_both_contexts_add_to_the_same_words",
-        |_, _, contexts| {
-            let memory = rw(4 * PAGE);
-            let items: Vec<_> = (0..4)
-                .map(|index| contexts[index % 2].launch(adding(memory.start, 4)).unwrap())
-                .collect();
-            for round in 0..ADDS as usize {
-                word(memory.start + round % 4 * PAGE).fetch_add(1, Ordering::SeqCst);
-            }
-            items.into_iter().for_each(|item| assert_eq!(item.wait(), Ok(())));
-            assert_eq!(sum(&memory), 5 * ADDS, "adds are missing");
-        },
-    );
-}
-
-#[test]
 fn svm_2_a_lane_that_leaves_memory_gets_its_sigsegv_and_the_others_go_on() {
     const NAME: &str = "svm_2_a_lane_that_leaves_memory_gets_its_sigsegv_and_the_others_go_on";
     with_svm(NAME, |mm, svm, contexts| {
@@ -149,82 +108,4 @@ fn svm_2_a_lane_that_leaves_memory_gets_its_sigsegv_and_the_others_go_on() {
         ));
         assert_eq!(svm.served().cancelled, 2);
     });
-}
-
-#[test]
-fn inv_5_memory_is_unmapped_and_mapped_again_under_load() {
-    with_svm(
-        "inv_5_memory_is_unmapped_and_mapped_again_under_load",
-        |mm, _, contexts| {
-            let memory = rw(2 * PAGE);
-            let (window, start) = (anywhere(), memory.start);
-            let items = contexts.each_ref().map(|context| {
-                let stays = context.launch(adding(start, 1)).unwrap();
-                let comes_and_goes = context.launch(move |lane| {
-                    for _ in 0..ADDS {
-                        match lane.atomic(&window, start + PAGE, AtomicOp::Add(1)) {
-                            Ok(_) | Err(ReachError::Fault(FaultError::Hole { .. } | FaultError::NoAccess { .. })) => {}
-                            Err(error) => return Err(error),
-                        }
-                    }
-                    Ok(())
-                });
-                [stays, comes_and_goes.unwrap()]
-            });
-            for _ in 0..200 {
-                mm.core().unmap(memory.pages(1, 1)).unwrap();
-                map_again(memory.pages(1, 1));
-            }
-            items
-                .into_iter()
-                .flatten()
-                .for_each(|item| assert_eq!(item.wait(), Ok(())));
-            assert_eq!(live::load(start), 2 * ADDS, "the page that stayed has them all");
-        },
-    );
-}
-
-#[test]
-fn life_6_forks_under_load_lose_nothing_and_a_child_may_not_launch() {
-    with_svm(
-        "life_6_forks_under_load_lose_nothing_and_a_child_may_not_launch",
-        |_, _, contexts| {
-            let memory = rw(2 * PAGE);
-            let items = contexts
-                .each_ref()
-                .map(|context| context.launch(adding(memory.start, 2)).unwrap());
-            for _ in 0..10 {
-                let status = in_child(|| {
-                    let refused = contexts[0].launch(|_| Ok(())).err();
-                    u8::from(refused != Some(SvmError::Entry(EntryError::WrongAddressSpace)))
-                });
-                assert_eq!(status, 0);
-            }
-            items.into_iter().for_each(|item| assert_eq!(item.wait(), Ok(())));
-            assert_eq!(sum(&memory), 2 * ADDS);
-        },
-    );
-}
-
-#[test]
-fn life_3_lanes_end_when_the_address_space_exits_under_load() {
-    with_svm(
-        "life_3_lanes_end_when_the_address_space_exits_under_load",
-        |mm, _, contexts| {
-            let memory = rw(2 * PAGE);
-            let items = contexts
-                .each_ref()
-                .map(|context| context.launch(adding(memory.start, 2)).unwrap());
-            thread::scope(|scope| {
-                scope.spawn(|| mm.core().exit());
-            });
-            for item in items {
-                let ended = item.wait();
-                let released = ended == Err(ReachError::Fault(FaultError::Released));
-                assert!(ended == Ok(()) || released, "{ended:?}");
-            }
-            let late = contexts[0].launch(adding(memory.start, 2)).unwrap().wait();
-            assert_eq!(late, Err(ReachError::Fault(FaultError::Released)));
-        },
-    );
 }

@@ -6,25 +6,22 @@
 mod common;
 
 use isomem_core::addr::PAGE_SIZE;
-use isomem_core::bus::AtomicOp;
 use isomem_core::mirror::DeviceHandle;
 use isomem_core::mirror::copy::ReachError;
 use isomem_core::mirror::range::FaultError;
-use isomem_core::mm::{EntryError, MemoryConfig, MemoryKind};
+use isomem_core::mm::{MemoryConfig, MemoryKind};
 use isomem_core::world::Access;
-use isomem_drivers::svm::{Context, Home, Lane, Svm, SvmError};
+use isomem_drivers::svm::{Home, Svm};
 use isomem_sim::journal::Journal;
 use isomem_sim::rig::Rig;
 use isomem_sim::world::{SimWindow, SimWorld};
 
-use common::{Times, explore, join, rounds, spawn, value};
+use common::{Times, explore, rounds, value};
 
 const TIMES: Times = Times {
     plain: 5,
     schedules: 500,
 };
-/// Accesses of each lane.
-const ACCESSES: usize = rounds(3, 200);
 /// Rounds of who changes things meanwhile.
 const CHANGES: usize = rounds(2, 60);
 
@@ -50,55 +47,8 @@ fn with_svm(journal: &Journal, pages: usize, story: impl FnOnce(&Rig, &Svm<SimWo
     rig.shut_down();
 }
 
-fn adding(pages: [usize; 2]) -> impl FnOnce(&mut Lane<'_, SimWorld>) -> Result<(), ReachError> + Send {
-    move |lane| {
-        for round in 0..ACCESSES {
-            lane.atomic(&ANYWHERE, pages[round % 2], AtomicOp::Add(1))?;
-        }
-        Ok(())
-    }
-}
-
 fn addr(rig: &Rig, page: usize) -> usize {
     rig.addr(page, 0) as usize
-}
-
-fn wrong(result: Result<(), SvmError>) -> bool {
-    result == Err(SvmError::Entry(EntryError::WrongAddressSpace))
-}
-
-/// Lanes of two contexts, one of which wants pages on the device, the program and a mover.
-fn no_add_is_lost(journal: &Journal) {
-    with_svm(journal, 2, |rig, svm, device| {
-        let contexts = [Home::Device, Home::InPlace].map(|home| svm.open(device, home).unwrap());
-        let pages = [addr(rig, 0), addr(rig, 1)];
-        let items: Vec<_> = (0..4)
-            .map(|index| contexts[index % 2].launch(adding(pages)).unwrap())
-            .collect();
-        let cpu = spawn(rig, "cpu", |rig| {
-            for round in 0..ACCESSES {
-                rig.cpu_add(round % 2, 0, 1);
-            }
-        });
-        let mover = spawn(rig, "mover", |rig| {
-            for _ in 0..CHANGES {
-                rig.migrate(0, 1);
-                let _ = rig.protect(0, 2, Some(Access::Write));
-            }
-        });
-        items.into_iter().for_each(|item| assert_eq!(item.wait(), Ok(())));
-        join(vec![cpu, mover]);
-        if !rig.journal().is_decided() {
-            let sum = rig.cpu_read(0, 0) + rig.cpu_read(1, 0);
-            assert_eq!(sum, 5 * ACCESSES as u64, "adds are missing");
-        }
-        assert_eq!(svm.served().cancelled, 0);
-    });
-}
-
-#[test]
-fn drv_1_no_add_is_lost_between_the_program_and_lanes_of_two_contexts_while_pages_move() {
-    explore(TIMES, |journal, _| no_add_is_lost(journal));
 }
 
 #[test]
@@ -156,79 +106,6 @@ fn mig_13_pages_go_to_the_device_on_demand_and_come_back_when_the_program_touche
                 assert_eq!(rig.cpu_read(0, 0), value(2, round));
             }
             assert!(rig.mm().stats().pages_to_device > 0);
-        });
-    });
-}
-
-/// Lanes that access a page which comes and goes: each ends well, or with the page's hole.
-fn churn(rig: &Rig, context: &Context<SimWorld>) {
-    let pages = [addr(rig, 0), addr(rig, 1)];
-    let items = [0, 1].map(|_| context.launch(adding(pages)).unwrap());
-    let changer = spawn(rig, "changer", |rig| {
-        for _ in 0..CHANGES {
-            rig.unmap(1, 1).unwrap();
-            rig.map(1, 1).unwrap();
-            let _ = rig.discard(0, 1);
-        }
-    });
-    for item in items {
-        match item.wait() {
-            Ok(()) | Err(ReachError::Fault(FaultError::Hole { .. }) | ReachError::TakenAway { .. }) => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
-    join(vec![changer]);
-}
-
-#[test]
-fn inv_5_lanes_on_memory_that_is_unmapped_and_mapped_again_end_well_or_with_the_hole() {
-    explore(TIMES, |journal, _| {
-        with_svm(journal, 2, |rig, svm, device| {
-            churn(rig, &svm.open(device, Home::Device).unwrap());
-        });
-    });
-}
-
-#[test]
-fn life_6_forks_meet_what_lanes_wrote_and_a_child_may_not_launch() {
-    explore(TIMES, |journal, _| {
-        with_svm(journal, 2, |rig, svm, device| {
-            let context = svm.open(device, Home::Device).unwrap();
-            let pages = [addr(rig, 0), addr(rig, 1)];
-            let item = context.launch(adding(pages)).unwrap();
-            for _ in 0..CHANGES {
-                let child = rig.fork();
-                child.enter();
-                assert!(wrong(context.launch(|_| Ok(())).map(drop)));
-                rig.process().enter();
-                child.exit();
-            }
-            assert_eq!(item.wait(), Ok(()));
-            let child = rig.fork();
-            let sum = (0..2)
-                .map(|page| child.read(rig.page(page), 0).unwrap_or(0))
-                .sum::<u64>();
-            if !rig.journal().is_decided() {
-                assert_eq!(sum, ACCESSES as u64, "in the child");
-            }
-            child.exit();
-        });
-    });
-}
-
-#[test]
-fn life_3_lanes_end_when_the_address_space_exits() {
-    explore(TIMES, |journal, _| {
-        with_svm(journal, 2, |rig, svm, device| {
-            let context = svm.open(device, Home::Device).unwrap();
-            let pages = [addr(rig, 0), addr(rig, 1)];
-            let items = [0, 1].map(|_| context.launch(adding(pages)).unwrap());
-            rig.exit();
-            for item in items {
-                let ended = item.wait();
-                let released = ended == Err(ReachError::Fault(FaultError::Released));
-                assert!(ended == Ok(()) || released, "{ended:?}");
-            }
         });
     });
 }

@@ -1,7 +1,9 @@
 //! Userptr on live Linux, on memory of this process: it needs userfaultfd.
 #![cfg(not(feature = "shuttle"))]
 
-mod memory;
+#[path = "../../isomem/tests/apart/mod.rs"]
+mod apart;
+mod live;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -9,13 +11,12 @@ use std::thread;
 
 use isomem::{Mm, PAGE_SIZE};
 use isomem_core::mirror::range::FaultError;
-use isomem_core::mm::EntryError;
 use isomem_core::notifier::Blocking;
 use isomem_core::world::Access;
 use isomem_drivers::userptr::{Job, Object, Policy, Stopped, SubmitError, UserPtr};
 use isomem_linux::Linux;
 
-use memory::{Memory, busy, in_child, load, store, word};
+use live::{Memory, busy, load, store, word};
 
 const ROUNDS: u64 = 300;
 
@@ -42,62 +43,6 @@ fn put(job: &mut Job<'_, Linux>, memory: Memory, offset: usize, value: u64) -> R
 
 fn cancelled<R>(result: &Result<R, SubmitError>) -> bool {
     matches!(result, Err(SubmitError::Stopped(Stopped::Cancelled(_))))
-}
-
-/// Submits until it is not cancelled: what a program does.
-fn until_done<R: Send + 'static>(
-    device: &UserPtr<Linux>,
-    object: &Object<Linux>,
-    work: impl Fn(&mut Job<'_, Linux>) -> Result<R, Stopped> + Clone + Send + 'static,
-) -> R {
-    loop {
-        let work = work.clone();
-        let done = device.submit(&[object], Blocking::May, move |job| work(job));
-        if !cancelled(&done) {
-            return done.unwrap();
-        }
-    }
-}
-
-#[test]
-fn drv_1_a_scan_and_random_accesses_see_the_programs_memory() {
-    let (_mm, device) = open();
-    // Three blocks.
-    let memory = Memory::new(3 * 512);
-    let object = object(&device, &memory);
-    for page in 0..3 * 512 {
-        word(memory, page * PAGE_SIZE).store(page as u64, SeqCst);
-    }
-    let sum = until_done(&device, &object, move |job| {
-        (0..3 * 512).try_fold(0, |sum, page| Ok(sum + get(job, memory, page * PAGE_SIZE)?))
-    });
-    assert_eq!(sum, (0..3 * 512).sum::<u64>());
-    until_done(&device, &object, move |job| {
-        let mut at = 1_usize;
-        for round in 0..1000 {
-            at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1) % (memory.len_bytes / 8);
-            put(job, memory, at * 8, round)?;
-            if get(job, memory, at * 8)? != round {
-                return Err(Stopped::Outside);
-            }
-        }
-        Ok(())
-    });
-}
-
-#[test]
-fn drv_1_program_and_device_produce_and_consume() {
-    let (_mm, device) = open();
-    let memory = Memory::new(2);
-    let object = object(&device, &memory);
-    for round in 0..ROUNDS {
-        word(memory, 0).store(round, SeqCst);
-        until_done(&device, &object, move |job| {
-            let seen = get(job, memory, 0)?;
-            put(job, memory, PAGE_SIZE, seen * 2)
-        });
-        assert_eq!(word(memory, PAGE_SIZE).load(SeqCst), round * 2);
-    }
 }
 
 #[test]
@@ -141,22 +86,6 @@ fn usr_1_pages_are_got_again_after_unmap_and_remap_under_load() {
         busy(|| flown.load(SeqCst) > before + 2);
         stop.store(true, SeqCst);
     });
-}
-
-#[test]
-fn life_6_a_forks_child_is_refused_and_the_parent_works_on() {
-    let (_mm, device) = open();
-    let memory = Memory::new(2);
-    let object = object(&device, &memory);
-    for round in 0..10 {
-        until_done(&device, &object, move |job| put(job, memory, 0, round));
-        let refused = in_child(|| {
-            let entry = FaultError::Entry(EntryError::WrongAddressSpace);
-            let refused = device.submit(&[&object], Blocking::May, |_| Ok(()));
-            refused == Err(SubmitError::Fault(entry)) && word(memory, 0).load(SeqCst) == round
-        });
-        assert!(refused);
-    }
 }
 
 #[test]

@@ -8,7 +8,6 @@ mod common;
 use std::sync::Arc;
 
 use isomem_core::addr::PAGE_SIZE;
-use isomem_core::mirror::range::FaultError;
 use isomem_core::notifier::{Blocking, Cause};
 use isomem_core::world::Access;
 use isomem_drivers::userptr::{Job, Object, Policy, Stopped, SubmitError, UserPtr};
@@ -133,71 +132,6 @@ fn usr_4_objects_outlive_forks_and_changes_of_protection() {
                 }
             }
         });
-    });
-}
-
-#[test]
-fn usr_2_unmapped_pages_are_left_alone_and_new_ones_are_got() {
-    explore(TIMES, |journal, _| {
-        let rig = Rig::new(journal, 2);
-        let device = open(&rig);
-        let worker = device.clone();
-        let threads = vec![
-            spawn(&rig, "unmap", |rig| {
-                for _ in 0..ROUNDS {
-                    rig.unmap(1, 1).unwrap();
-                    rig.map(1, 1).unwrap();
-                }
-            }),
-            spawn(&rig, "gpu", move |rig| {
-                let object = pages(rig, &worker, 2, Policy::Survives);
-                for round in 0..ROUNDS {
-                    let done = write_both(&worker, &object, value(2, round));
-                    let hole = matches!(done, Err(SubmitError::Fault(FaultError::Hole { .. })));
-                    assert!(done.is_ok() || hole || is_cancelled(&done), "{done:?}");
-                }
-            }),
-        ];
-        join(threads);
-        let object = pages(&rig, &device, 2, Policy::Survives);
-        write_both(&device, &object, value(3, 0)).unwrap();
-        rig.unmap(1, 1).unwrap();
-        let hole = write_both(&device, &object, value(3, 1));
-        assert!(
-            matches!(hole, Err(SubmitError::Fault(FaultError::Hole { .. }))),
-            "{hole:?}"
-        );
-        drop(object);
-        close(&rig, device);
-    });
-}
-
-#[test]
-fn life_3_no_work_follows_the_exit_of_the_address_space() {
-    explore(TIMES, |journal, _| {
-        let rig = Rig::new(journal, 2);
-        let device = open(&rig);
-        let worker = device.clone();
-        let threads = vec![
-            spawn(&rig, "exit", Rig::exit),
-            spawn(&rig, "gpu", move |rig| {
-                let object = pages(rig, &worker, 2, Policy::Survives);
-                for round in 0..ROUNDS {
-                    let done = write_both(&worker, &object, value(2, round));
-                    let over = matches!(done, Err(SubmitError::Fault(FaultError::Released)));
-                    assert!(done.is_ok() || over || is_cancelled(&done), "{done:?}");
-                }
-            }),
-        ];
-        join(threads);
-        let object = pages(&rig, &device, 1, Policy::Survives);
-        let over = write_both(&device, &object, 0);
-        assert!(
-            matches!(over, Err(SubmitError::Fault(FaultError::Released))),
-            "{over:?}"
-        );
-        drop(object);
-        close(&rig, device);
     });
 }
 

@@ -8,12 +8,12 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use isomem_core::addr::PageRange;
 use isomem_core::world::Access;
 
-use super::model::{Adds, Cpu, Flat, Report, whole, word};
+use super::model::{Cpu, Flat, Report, whole, word};
 use super::quiet::{Told, actor};
 use super::{Done, Driver, Op, Open, Program, Step, Stop, Thread, Worker};
 use crate::bench::{Failure, Outcome, same};
@@ -276,22 +276,21 @@ pub(super) fn exit<P: Program>(program: &P, open: Open<P>) -> Outcome {
     let memory = program.map(1);
     let driver = open(program, &[memory])?;
     let mut threads: Vec<Thread<P, Told>> = Vec::new();
-    let begun = Arc::new(AtomicU64::new(0));
+    let (begun, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     for _ in 0..2 {
-        let (mut worker, begun) = (driver.worker()?, begun.clone());
+        let (mut worker, begun, ended) = (driver.worker()?, begun.clone(), ended.clone());
         let body = move |_: &P| {
-            let mut adds = Adds::default();
+            let mut report = Report::default();
             loop {
-                match adds.add(worker.as_mut(), [word(memory, 0, 0)])? {
-                    None => begun.fetch_add(1, SeqCst),
-                    Some(Stop::Over) => break,
-                    Some(other) => return Err(other.into()),
-                };
+                let was_over = ended.load(SeqCst);
+                let stop = report.adds.add(worker.as_mut(), [word(memory, 0, 0)])?;
+                if stop == Some(Stop::Over) {
+                    return Ok(report);
+                }
+                whole(stop)?;
+                same("whether a device works after the end", was_over, false)?;
+                begun.fetch_add(1, SeqCst);
             }
-            Ok(Report {
-                adds,
-                ..Report::default()
-            })
         };
         threads.push(("device", Box::new(body)));
     }
@@ -302,6 +301,7 @@ pub(super) fn exit<P: Program>(program: &P, open: Open<P>) -> Outcome {
             waited = program.pause();
         }
         program.exit();
+        ended.store(true, SeqCst);
         waited?;
         let load = Step {
             addr: word(memory, 0, 0),

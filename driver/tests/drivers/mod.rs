@@ -1,6 +1,7 @@
 //! The drivers as workers of the work list, on any world.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod engines;
 pub(crate) mod odp;
 pub(crate) mod shadow;
 pub(crate) mod svm;
@@ -35,13 +36,14 @@ pub(crate) fn all<H: Host>() -> Vec<(&'static str, Open<H>)> {
         ("odp", odp::open),
         ("userptr", userptr::open),
         ("shadow", shadow::open),
+        ("engines", engines::open),
     ]
 }
 
 type Opened = Result<Box<dyn Driver>, Failure>;
 
 /// What should not fail here.
-fn wrong(error: impl core::fmt::Debug) -> Failure {
+pub(crate) fn wrong(error: impl core::fmt::Debug) -> Failure {
     Failure::Wrong(format!("{error:?}"))
 }
 

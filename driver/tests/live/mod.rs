@@ -1,10 +1,18 @@
 //! What the drivers' tests on live memory share.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "what a child does between fork and exit shares one reason"
+)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use isomem::{Access, PageRange};
-use isomem_linux::Window;
+use isomem_core::addr::BLOCK_SIZE;
+use isomem_core::bus::{Bus, Span};
+use isomem_core::mirror::pin::Pin;
+use isomem_linux::{Linux, Window};
 
 use crate::apart::Mapped;
 
@@ -31,33 +39,13 @@ pub(crate) fn map_again(range: PageRange) {
 }
 
 /// The word at `addr`, for atomic operations of the CPU.
-pub(crate) fn word(addr: usize) -> &'static AtomicU64 {
+pub(crate) fn word_at(addr: usize) -> &'static AtomicU64 {
     // SAFETY: an aligned word of a mapping that outlives the test's threads; devices access it by atomic operations, too.
     unsafe { AtomicU64::from_ptr(core::ptr::with_exposed_provenance_mut(addr)) }
 }
 
-pub(crate) fn load(addr: usize) -> u64 {
-    word(addr).load(Ordering::SeqCst)
-}
-
-/// Runs `check` in a fork's child, which must not allocate nor lock; says what it returned, or a signal's number negated.
-pub(crate) fn in_child(check: impl FnOnce() -> u8) -> i32 {
-    // SAFETY: the child only runs `check`, and ends.
-    let child = unsafe { libc::fork() };
-    assert!(child >= 0, "fork: {}", std::io::Error::last_os_error());
-    if child == 0 {
-        let status = check();
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(status.into()) };
-    }
-    let mut status = 0;
-    // SAFETY: the child is ours.
-    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-    if libc::WIFEXITED(status) {
-        libc::WEXITSTATUS(status)
-    } else {
-        -libc::WTERMSIG(status)
-    }
+pub(crate) fn load_at(addr: usize) -> u64 {
+    word_at(addr).load(Ordering::SeqCst)
 }
 
 /// Numbers that look random (xorshift).
@@ -70,4 +58,87 @@ impl Random {
         self.0 ^= self.0 << 17;
         (self.0 % end as u64) as usize
     }
+}
+
+/// Pages of a block of their own, so that tests do not meet. They stay for ever; only their owner's threads use them, word by word and atomically.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) start: usize,
+    pub(crate) len_bytes: usize,
+}
+
+impl Memory {
+    pub(crate) fn new(pages: usize) -> Self {
+        let len_bytes = pages * PAGE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let room = len_bytes + 2 * BLOCK_SIZE;
+        // SAFETY: a new mapping, at an address of the kernel's choice.
+        let start = unsafe { libc::mmap(core::ptr::null_mut(), room, protection, flags, -1, 0) };
+        assert_ne!(start, libc::MAP_FAILED);
+        let start = start.expose_provenance().next_multiple_of(BLOCK_SIZE);
+        Self { start, len_bytes }
+    }
+
+    pub(crate) fn range(&self) -> PageRange {
+        PageRange::new(self.start, self.len_bytes).unwrap()
+    }
+
+    /// New pages where there are none.
+    pub(crate) fn map_again(&self) {
+        map_again(self.range());
+    }
+
+    fn window(self, access: Access) -> Window {
+        // SAFETY: the memory is the test's, its provenance was exposed, and both sides access it by single atomic or volatile words.
+        unsafe { Window::new(self.start, self.len_bytes, access) }
+    }
+}
+
+/// The word at `offset`, as the program sees it. It must be mapped.
+pub(crate) fn word(memory: Memory, offset: usize) -> &'static AtomicU64 {
+    assert!(offset.is_multiple_of(8) && offset < memory.len_bytes);
+    let word = core::ptr::with_exposed_provenance_mut(memory.start + offset);
+    // SAFETY: the mapping is there for ever, or the test has just mapped it again; the word is aligned, and accessed atomically only.
+    unsafe { AtomicU64::from_ptr(word) }
+}
+
+/// The device reads the word that is pinned.
+pub(crate) fn load(world: &Linux, memory: Memory, pin: Pin<'_>) -> u64 {
+    let span = Span::new(pin, &memory.window(Access::Read), Access::Read).unwrap();
+    let mut out = [0; 8];
+    world.load(&span, 0, &mut out).unwrap();
+    u64::from_ne_bytes(out)
+}
+
+/// The device writes the word that is pinned.
+pub(crate) fn store(world: &Linux, memory: Memory, pin: Pin<'_>, value: u64) {
+    let span = Span::new(pin, &memory.window(Access::Write), Access::Write).unwrap();
+    world.store(&span, 0, &value.to_ne_bytes()).unwrap();
+}
+
+/// Waits until something is so.
+pub(crate) fn busy(is_so: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(60), "it does not come about");
+        std::thread::yield_now();
+    }
+}
+
+/// What `check` says in a fork's child.
+pub(crate) fn in_child(check: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child checks, which takes no lock that another thread could hold, and exits at once.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let code = i32::from(!check());
+        // SAFETY: it ends the child without running anything of the parent's.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: a child of this process, and a place for its status.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(waited, child);
+    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
 }

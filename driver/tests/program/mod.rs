@@ -12,7 +12,7 @@ use isomem_linux::{Linux, Window};
 
 use crate::apart::MIB;
 use crate::drivers::Host;
-use crate::live::{PAGE, anywhere, in_child, load, map_again, word};
+use crate::live::{PAGE, anywhere, in_child, load_at, map_again, word_at};
 
 /// Rounds that every thread does at least.
 const ROUNDS: usize = 40;
@@ -129,29 +129,29 @@ impl Program for Live {
     }
 
     fn load(&self, addr: usize) -> u64 {
-        load(addr)
+        load_at(addr)
     }
 
     fn store(&self, addr: usize, value: u64) {
-        word(addr).store(value, SeqCst);
+        word_at(addr).store(value, SeqCst);
     }
 
     fn add(&self, addr: usize, value: u64) -> u64 {
-        word(addr).fetch_add(value, SeqCst)
+        word_at(addr).fetch_add(value, SeqCst)
     }
 
     fn fork(&self, body: &mut dyn FnMut(&Self) -> Outcome) -> Outcome {
-        let status = in_child(|| {
+        let is_well = in_child(|| {
             let outcome = body(self);
-            if let Err(Failure::Wrong(what)) = &outcome {
-                eprintln!("in the child: {what}");
+            if let Err(failure) = &outcome {
+                eprintln!("in the child: {failure:?}");
             }
-            u8::from(outcome.is_err())
+            outcome.is_ok()
         });
-        if status == 0 {
+        if is_well {
             return Ok(());
         }
-        Err(Failure::Wrong(format!("the child ended with {status}")))
+        Err(Failure::Wrong("the child failed".into()))
     }
 
     fn exit(&self) {
