@@ -166,6 +166,9 @@ pub trait Program: Clone + Send + Sync + 'static {
     /// Pages of much memory.
     fn many(&self) -> usize;
 
+    /// A number of its own: what is drawn, and what is done first, differs with it.
+    fn seed(&self) -> u64;
+
     /// Whether a thread that did so many rounds should do another.
     fn goes_on(&self, round: usize) -> bool;
 

@@ -23,13 +23,16 @@ use simulated::{LOAD, Load, Simulated};
 
 const TIMES: Times = Times {
     plain: 3,
-    schedules: 300,
+    schedules: 120,
 };
 
+/// Many threads, so each telling takes long.
+const MIXED: Times = Times { schedules: 60, ..TIMES };
+
 /// Tells a story of a program, which has to end well unless a checker has said why not.
-fn tell(journal: &Journal, load: Load, story: impl FnOnce(&Simulated) -> Outcome) {
+fn tell((journal, number): (&Journal, u64), load: Load, story: impl FnOnce(&Simulated) -> Outcome) {
     let rig = Rig::new(journal, 0);
-    let ended = story(&Simulated::new(&rig, load));
+    let ended = story(&Simulated::new(&rig, load, number));
     if !journal.is_decided() {
         assert_eq!(ended, Ok(()));
         rig.shut_down();
@@ -37,9 +40,9 @@ fn tell(journal: &Journal, load: Load, story: impl FnOnce(&Simulated) -> Outcome
 }
 
 fn run(_driver: &str, test: &'static str, open: Open<Simulated>) {
-    explore(TIMES, move |journal, _| {
+    explore(TIMES, move |journal, number| {
         let item = drivers::item::<Simulated>(test);
-        tell(journal, LOAD, |program| (item.run)(program, open));
+        tell((journal, number), LOAD, |program| (item.run)(program, open));
     });
 }
 
@@ -48,12 +51,12 @@ work_list! { svm odp userptr shadow engines }
 /// All at once.
 #[test]
 fn drv_1_all_drivers_mirror_the_same_address_space() {
-    explore(TIMES, |journal, number| {
+    explore(MIXED, |journal, number| {
         let mut drivers = drivers::all();
         // The last has no words in the memory that comes and goes: each in its turn.
         let first = number as usize % drivers.len();
         drivers.rotate_left(first);
-        tell(journal, LOAD, |program| work::mixed(program, &drivers));
+        tell((journal, number), LOAD, |program| work::mixed(program, &drivers));
     });
 }
 
@@ -64,8 +67,10 @@ fn drv_1_each_item_finds_the_driver_with_a_mistake() {
     let mut all = planted::all::<Simulated>();
     all.push(("unmap_and_remap", deaf::open));
     for (item, open) in all {
-        let found = common::first_finding(1_000, move |journal, _| {
-            tell(journal, LOAD, |program| (drivers::item(item).run)(program, open));
+        let found = common::first_finding(1_000, move |journal, number| {
+            tell((journal, number), LOAD, |program| {
+                (drivers::item(item).run)(program, open)
+            });
         });
         assert!(found.is_some(), "{item} does not find what is planted");
     }

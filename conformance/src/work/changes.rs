@@ -142,10 +142,10 @@ impl Yard {
         self.look(program, part, right, "after the memory went")
     }
 
-    /// One round of the program: something is done to the parts.
-    pub(super) fn change(&self, program: &impl Program, round: usize) -> Outcome {
+    /// One of five things is done to the parts.
+    pub(super) fn change(&self, program: &impl Program, which: u64) -> Outcome {
         let before = self.stored();
-        match round % 5 {
+        match which % 5 {
             0 => {
                 program.unmap(self.moves)?;
                 program.map_again(self.moves)?;
@@ -256,7 +256,7 @@ pub(super) fn unmap_and_remap<P: Program>(program: &P, open: Open<P>) -> Outcome
     with_yard(program, open, |yard, _| {
         let yard = yard.clone();
         Ok(actor("changes", Report::default(), move |program: &P, _, round| {
-            yard.change(program, round)
+            yard.change(program, round as u64 + program.seed())
         }))
     })
 }

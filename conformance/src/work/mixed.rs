@@ -19,7 +19,7 @@ pub fn mixed<P: Program>(program: &P, drivers: &[(&'static str, Open<P>)]) -> Ou
     let opened: Vec<_> = drivers.iter().map(open).collect::<Result<_, _>>()?;
     let mut flats = Flat::dealt(&words(program, own), count + 1);
     let mut threads: Vec<Thread<P, Told>> = vec![mover(own)];
-    let (mut cpu, mut random) = (Cpu(program.clone()), Random(99));
+    let (mut cpu, mut random) = (Cpu(program.clone()), Random::new(program, count));
     threads.push(actor(
         "cpu",
         Report::of(flats.remove(0), Flat::default()),
@@ -29,7 +29,7 @@ pub fn mixed<P: Program>(program: &P, drivers: &[(&'static str, Open<P>)]) -> Ou
         },
     ));
     for (who, (driver, flat)) in opened.iter().zip(flats).enumerate() {
-        let (yard, mut worker, mut random) = (yard.clone(), driver.worker()?, Random(who as u64));
+        let (yard, mut worker, mut random) = (yard.clone(), driver.worker()?, Random::new(program, who));
         let report = Report::of(flat, yard.guarded(who));
         threads.push(actor(drivers[who].0, report, move |_, report, round| {
             report.flat.round(worker.as_mut(), &mut random)?;
@@ -44,9 +44,9 @@ pub fn mixed<P: Program>(program: &P, drivers: &[(&'static str, Open<P>)]) -> Ou
     threads.push(actor(
         "program",
         Report::default(),
-        move |program: &P, _, round| match round % 6 {
+        move |program: &P, _, round| match (round as u64 + program.seed()) % 6 {
             5 => yard.fork(program, round, &mut idle),
-            round => yard.change(program, round),
+            which => yard.change(program, which),
         },
     ));
     let reports = program.in_parallel(threads);

@@ -192,9 +192,15 @@ impl<P: Program> Worker for Cpu<P> {
 
 /// Numbers that look random, the same for the same seed (splitmix64).
 #[derive(Debug, Clone)]
-pub(super) struct Random(pub(super) u64);
+pub(super) struct Random(u64);
 
 impl Random {
+    /// For actor `who` of a program.
+    pub(super) fn new(program: &impl Program, who: usize) -> Self {
+        let mut seed = Self(program.seed());
+        Self(seed.next() ^ who as u64)
+    }
+
     pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -53,7 +53,7 @@ pub(super) fn scan<P: Program>(program: &P, open: Open<P>) -> Outcome {
     let memory = program.map(program.many());
     let driver = open(program, &[memory])?;
     let mut worker = driver.worker()?;
-    let (mut flat, mut random) = (Flat::of(words(program, memory)), Random(1));
+    let (mut flat, mut random) = (Flat::of(words(program, memory)), Random::new(program, 0));
     for _ in 0..2 {
         flat.fill(&mut Cpu(program.clone()), &mut random)?;
         flat.check(worker.as_mut())?;
@@ -71,8 +71,8 @@ pub(super) fn random<P: Program>(program: &P, open: Open<P>) -> Outcome {
     let crew = crew(program, driver.as_ref())?;
     let flats = Flat::dealt(&words(program, memory), crew.len());
     let mut threads = vec![mover(memory)];
-    for (seed, ((name, mut worker), flat)) in crew.into_iter().zip(flats).enumerate() {
-        let mut random = Random(seed as u64);
+    for (who, ((name, mut worker), flat)) in crew.into_iter().zip(flats).enumerate() {
+        let mut random = Random::new(program, who);
         threads.push(actor(name, Report::of(flat, Flat::default()), move |_, report, _| {
             report.flat.round(worker.as_mut(), &mut random)
         }));
@@ -141,8 +141,8 @@ pub(super) fn adds<P: Program>(program: &P, open: Open<P>) -> Outcome {
     let memory = program.map(2);
     let driver = open(program, &[memory])?;
     let mut threads = vec![mover(memory)];
-    for (seed, (name, mut worker)) in crew(program, driver.as_ref())?.into_iter().enumerate() {
-        let mut random = Random(seed as u64);
+    for (who, (name, mut worker)) in crew(program, driver.as_ref())?.into_iter().enumerate() {
+        let mut random = Random::new(program, who);
         threads.push(actor(name, Report::default(), move |_, report, _| {
             let (first, second) = (random.below(2), random.below(2));
             let words = [word(memory, first, 0), word(memory, second, 1)];

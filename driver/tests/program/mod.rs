@@ -75,6 +75,10 @@ impl Program for Live {
         12
     }
 
+    fn seed(&self) -> u64 {
+        std::process::id().into()
+    }
+
     fn goes_on(&self, round: usize) -> bool {
         round < ROUNDS || self.began.elapsed() < self.time
     }

@@ -45,14 +45,17 @@ pub(crate) struct Simulated {
     rig: Rig,
     process: Process,
     load: Load,
+    /// The number of the telling.
+    seed: u64,
     /// Pages of each block that are taken.
     taken: Arc<[AtomicUsize; 4]>,
     began: Instant,
 }
 
 impl Simulated {
-    pub(crate) fn new(rig: &Rig, load: Load) -> Self {
+    pub(crate) fn new(rig: &Rig, load: Load, seed: u64) -> Self {
         Self {
+            seed,
             rig: rig.clone(),
             process: rig.process().clone(),
             load,
@@ -102,6 +105,10 @@ impl Program for Simulated {
 
     fn many(&self) -> usize {
         self.load.pages
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
     }
 
     fn goes_on(&self, round: usize) -> bool {
