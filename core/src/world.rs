@@ -164,7 +164,7 @@ pub trait World: Send + Sync + Sized + 'static {
     /// Bytes of memory the machine has.
     fn memory_bytes(&self) -> usize;
 
-    /// A thread of isomem's own; dropping it waits for it to end.
+    /// A thread of isomem's own; dropping it waits for it to end. In a fork's child, where it is not, dropping it does nothing.
     type Thread: Send + Sync + 'static;
 
     /// Starts a thread on a stack of isomem's own, with all signals blocked.

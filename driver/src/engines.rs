@@ -168,13 +168,11 @@ impl<W: World> Engines<W> {
         let Some(worker) = self.worker.take() else { return };
         // First, so that a restore under way ends.
         self.link.end();
+        // In a fork's child the worker, which is not there, may have the lock.
         if self.link.state().mm().world().is_current() {
             self.desk.stop();
-            drop(worker);
-        } else {
-            // A fork's child does not have the thread.
-            core::mem::forget(worker);
         }
+        drop(worker);
     }
 }
 

@@ -97,7 +97,8 @@ pub struct Served {
 pub struct Svm<W: Bus> {
     gpu: Shared<W, Gpu<W>>,
     mm: Mm<W>,
-    thread: Option<W::Thread>,
+    /// Waited for when this is dropped.
+    _thread: W::Thread,
 }
 
 impl<W: Bus> core::fmt::Debug for Svm<W> {
@@ -185,7 +186,7 @@ impl<W: Bus> Svm<W> {
         let (served, batch) = (gpu.clone(), room()?);
         let body = move || served.run(batch);
         Ok(Self {
-            thread: Some(mm.world().spawn("isomem-svm", STACK_BYTES, body)?),
+            _thread: mm.world().spawn("isomem-svm", STACK_BYTES, body)?,
             gpu,
             mm: mm.clone(),
         })
@@ -213,14 +214,11 @@ impl<W: Bus> Svm<W> {
 
 impl<W: Bus> Drop for Svm<W> {
     fn drop(&mut self) {
-        if !self.mm.world().is_current() {
-            // In a fork's child the thread is not there to be joined, and may have held the lock.
-            core::mem::forget(self.thread.take());
-            return;
+        // In a fork's child the thread, which is not there, may have the lock.
+        if self.mm.world().is_current() {
+            self.gpu.faults.lock().stop = true;
+            self.gpu.arrived.notify_all();
         }
-        self.gpu.faults.lock().stop = true;
-        self.gpu.arrived.notify_all();
-        drop(self.thread.take());
     }
 }
 

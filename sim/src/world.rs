@@ -30,13 +30,18 @@ pub struct SimWorld {
     zeroes: Zeroes,
 }
 
-/// A thread of isomem's own; dropping it waits for it.
+/// A thread of isomem's own; dropping it waits for it, in its process.
 #[derive(Debug)]
-pub struct SimThread(Option<thread::JoinHandle<()>>);
+pub struct SimThread {
+    thread: Option<thread::JoinHandle<()>>,
+    process: Process,
+}
 
 impl Drop for SimThread {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
+        if let Some(thread) = self.thread.take()
+            && self.process.is_current()
+        {
             let _ = thread.join();
         }
     }
@@ -143,7 +148,10 @@ impl World for SimWorld {
         _stack_bytes: usize,
         body: impl FnOnce() + Send + 'static,
     ) -> Result<SimThread, WorldError> {
-        Ok(SimThread(Some(thread::spawn(body))))
+        Ok(SimThread {
+            thread: Some(thread::spawn(body)),
+            process: self.process.clone(),
+        })
     }
 
     fn takes_neighbours(&self) -> bool {

@@ -143,12 +143,10 @@ pub(crate) struct Engine<W: Bus> {
 
 impl<W: Bus> Drop for Engine<W> {
     fn drop(&mut self) {
-        if !self.common.mm.world().is_current() {
-            // In a fork's child the threads are not there to be joined, and one of them may have held the slot's lock.
-            core::mem::forget(core::mem::replace(&mut self.threads, Vec::new_in(W::Meta::default())));
-            return;
+        // In a fork's child one of the threads, which are not there, may have the slot's lock.
+        if self.common.mm.world().is_current() {
+            self.common.slot.stop();
         }
-        self.common.slot.stop();
         self.threads.clear();
     }
 }

@@ -163,9 +163,8 @@ impl<W: Bus> Queue<W> {
 
 impl<W: Bus> Drop for Queue<W> {
     fn drop(&mut self) {
+        // In a fork's child the engine, which is not there, may have the lock.
         if !self.shared.card.world().is_current() {
-            // In a fork's child the engine is not there to be joined, and may have held the lock.
-            core::mem::forget(self.engine.take());
             return;
         }
         self.shared.rings.lock().stop = true;
