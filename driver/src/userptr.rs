@@ -37,8 +37,8 @@ use isomem_core::addr::{PageRange, RangeError, VirtAddr};
 use isomem_core::mirror::MirrorState;
 use isomem_core::mirror::pin::{Pin, PinSlot};
 use isomem_core::mirror::range::FaultError;
-use isomem_core::mm::{EntryError, Mm, SubscribeError};
-use isomem_core::notifier::{Answer, Blocking, CallbackScope, Invalidation, Subscriber, Subscription};
+use isomem_core::mm::{EntryError, Interval, Mm, SubscribeError};
+use isomem_core::notifier::{Answer, Blocking, CallbackScope, Invalidation, Subscriber};
 use isomem_core::sync::{AtomicBool, Ordering};
 use isomem_core::world::{Access, Metadata, OutOfMetadata, World};
 
@@ -149,14 +149,13 @@ impl<W: World> Subscriber for Grave<W> {
 
 /// Memory of the program that the device may work on. Nothing is got before the first submit.
 pub struct Object<W: World> {
-    mm: Mm<W>,
     start: usize,
     len_bytes: usize,
     range: PageRange,
     access: Access,
     /// Whether it is dead; with [`Policy::DiesAtOnce`] only, as the next.
     dead: Option<Shared<W, AtomicBool>>,
-    subscription: Option<Subscription<W::Meta>>,
+    _interval: Option<Interval<W>>,
 }
 
 impl<W: World> core::fmt::Debug for Object<W> {
@@ -173,21 +172,6 @@ impl<W: World> Object<W> {
         match &self.dead {
             Some(dead) if dead.load(Ordering::Acquire) => Err(SubmitError::Dead),
             _ => Ok((self.range, self.access)),
-        }
-    }
-}
-
-impl<W: World> Drop for Object<W> {
-    fn drop(&mut self) {
-        let Some(subscription) = self.subscription.take() else {
-            return;
-        };
-        if self.mm.world().is_current() {
-            // The notifier's lock is not for the program's stack.
-            self.mm.world().off_stack(move || drop(subscription));
-        } else {
-            // A fork's child: nobody is told anything there.
-            core::mem::forget(subscription);
         }
     }
 }
@@ -236,22 +220,20 @@ impl<W: World> UserPtr<W> {
         policy: Policy,
     ) -> Result<Object<W>, ObjectError> {
         let range = PageRange::covering(start, len_bytes)?;
-        let mm = self.state().mm().clone();
-        let (mut dead, mut subscription) = (None, None);
+        let (mut dead, mut interval) = (None, None);
         if policy == Policy::DiesAtOnce {
             let flag: Shared<W, AtomicBool> = W::Meta::share(AtomicBool::new(false))?;
             let subscriber = W::Meta::share_subscriber(Grave::<W>(flag.clone()))?;
-            subscription = Some(mm.subscribe(range, subscriber)?);
+            interval = Some(self.state().mm().subscribe(range, subscriber)?);
             dead = Some(flag);
         }
         Ok(Object {
-            mm,
             start,
             len_bytes,
             range,
             access,
             dead,
-            subscription,
+            _interval: interval,
         })
     }
 
@@ -293,14 +275,12 @@ impl<W: World> UserPtr<W> {
     fn end(&mut self) {
         let Some(worker) = self.worker.take() else { return };
         let mm = self.state().mm().clone();
+        // In a fork's child the worker, which is not there, may have the lock.
         if mm.world().is_current() {
             let desk = self.desk.clone();
             mm.world().off_stack(move || desk.stop());
-            drop(worker);
-        } else {
-            // A fork's child does not have the thread.
-            core::mem::forget(worker);
         }
+        drop(worker);
         self.link.end();
     }
 }

@@ -103,6 +103,26 @@ fn inst_2_a_hole_is_told_and_the_device_is_refused_after_the_end() {
     });
 }
 
+#[test]
+fn sub_4_an_interval_hears_of_its_part_until_it_is_dropped() {
+    let times = Times { plain: 1, schedules: 1 };
+    explore(times, |journal, _| {
+        let rig = Rig::new(journal, 2);
+        let kept = Arc::new(Kept(Mutex::new("kept", None)));
+        let interval = rig.mm().subscribe(rig.range(0, 1), kept.clone()).unwrap();
+        let keeps = |page| {
+            let addr = VirtAddr::new(rig.range(0, 1).start()).ok();
+            *kept.0.lock() = addr;
+            rig.discard(page, 1).unwrap();
+            kept.0.lock().is_some()
+        };
+        assert!(keeps(1) && !keeps(0));
+        drop(interval);
+        assert!(keeps(0));
+        rig.shut_down();
+    });
+}
+
 /// A driver wants pages of two blocks, while another thread takes one or the other away all the time.
 fn gets_its_turn(journal: &Journal) {
     let rig = Rig::new(journal, PER_BLOCK + 1);

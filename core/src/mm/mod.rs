@@ -16,6 +16,7 @@ mod change;
 mod fault;
 mod fork;
 mod gate;
+mod interval;
 mod late;
 mod pace;
 
@@ -30,7 +31,7 @@ use crate::mm::advice::AdviceStore;
 use crate::mm::arrivals::Arrivals;
 use crate::mm::block::BlockTable;
 use crate::mm::gate::Gate;
-use crate::notifier::{Notifier, Subscriber, Subscription, in_callback};
+use crate::notifier::{Notifier, in_callback};
 use crate::stats::{Counters, Stats, add};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLockWriteGuard};
 use crate::world::{Metadata, OutOfMetadata, World, WorldError};
@@ -39,6 +40,7 @@ pub use advice::{Advice, AdviseError, Advised, Preferred, Usage};
 pub use change::{CHANGES_MAX, Change, ChangeError, Changes};
 pub(crate) use fault::Streams;
 pub use fault::{CpuFault, Served};
+pub use interval::Interval;
 pub use late::LateEvent;
 pub use pace::ThrashPolicy;
 pub(crate) use pace::Verdict;
@@ -265,21 +267,6 @@ impl<W: World> Mm<W> {
         let memory = memory?;
         self.devices.lock()[id.0 as usize] = Some(memory.clone());
         Ok(memory)
-    }
-
-    /// Tells `subscriber` of every invalidation that meets `interval` and starts after this returned (INV-8): for a driver that is to hear of a part
-    /// of the address space only, beside its mirror.
-    ///
-    /// Where the answer is dropped no lock may be held that a callback needs, nor may that be on a stack of the program's.
-    #[doc(alias = "mmu_interval_notifier_insert")]
-    pub fn subscribe(
-        &self,
-        interval: PageRange,
-        subscriber: Shared<W, dyn Subscriber>,
-    ) -> Result<Subscription<W::Meta>, SubscribeError> {
-        self.check_entry()?;
-        let mm = self.clone();
-        Ok(self.off_stack(move || mm.notifier.subscribe(interval, subscriber))?)
     }
 
     /// Ends the mirroring of this address space: every mirror is released (LIFE-3) and every page comes home.
