@@ -3,6 +3,8 @@
 //! What is drawn is decided by the number of the telling, as is the schedule. `ISOMEM_SCHEDULES=1000000` makes a night of it.
 
 mod common;
+#[path = "mixed/parts.rs"]
+mod parts;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +16,7 @@ use isomem_core::world::Access;
 use isomem_sim::checker::Verdict;
 use isomem_sim::device::{Gpu, GpuConfig, GpuError, Reach};
 use isomem_sim::journal::Journal;
-use isomem_sim::kernel::{self, Errno, Site};
+use isomem_sim::kernel;
 use isomem_sim::rig::{Config, PER_BLOCK, Rig};
 use isomem_sim::sync::Mutex;
 
@@ -87,22 +89,6 @@ const ANNOUNCED: &[Do] = &[Discard, Protect, Remap, UnmapAndMap, Fork];
 const KERNEL: &[Do] = &[Reclaim, Collapse, Split];
 const LATE: &[Do] = &[LateDiscard, LateRemap, LateMap, LateFork];
 const ENDS: &[Do] = &[Unplug, Unregister, Exit];
-
-/// What can fail, and how.
-const FAILURES: &[(Site, Errno)] = &[
-    (Site::Allocate, Errno::NOMEM),
-    (Site::Copy, Errno::NOMEM),
-    (Site::Copy, Errno::AGAIN),
-    (Site::Move, Errno::NOMEM),
-    (Site::Move, Errno::AGAIN),
-    (Site::Move, Errno::BUSY),
-    (Site::Move, Errno::INVAL),
-    (Site::Zero, Errno::NOMEM),
-    (Site::Zero, Errno::AGAIN),
-    (Site::Track, Errno::NOMEM),
-    (Site::Protect, Errno::NOMEM),
-    (Site::Discard, Errno::NOMEM),
-];
 
 /// What the threads of a story share.
 struct Stage {
@@ -214,7 +200,7 @@ impl Actor<'_> {
                 child.exit();
             }
             Fail => {
-                let (site, errno) = FAILURES[self.random.below(FAILURES.len())];
+                let (site, errno) = parts::FAILURES[self.random.below(parts::FAILURES.len())];
                 rig.kernel().fail_nth(site, self.random.below(4), errno);
             }
             Unplug => drop(gpu.fail()),
@@ -314,42 +300,7 @@ fn tell(mix: Mix, journal: &Journal, number: u64) {
     });
     join(threads.collect());
     rig.kernel().fail_no_more();
-    finish(&rig, mix.gpus.len(), number);
-}
-
-/// Everything comes home, is as it was written, and nothing is left.
-fn finish(rig: &Rig, gpus: usize, number: u64) {
-    read_all(rig);
-    if number.is_multiple_of(2) {
-        // Nobody serves faults any more: what the device's memory has in use is what is there.
-        rig.stop_pager();
-        (0..gpus).for_each(|index| check_empty(rig, rig.gpu(index)));
-    }
-    for index in 0..gpus {
-        if !rig.gpu(index).close() {
-            rig.journal()
-                .found(Verdict::Leak, "a device that nobody uses cannot be unregistered");
-        }
-    }
-    read_all(rig);
-    rig.shut_down();
-}
-
-fn read_all(rig: &Rig) {
-    for page in 0..PAGES {
-        for word in 0..WORDS {
-            let _ = rig.try_cpu_read(page, word);
-        }
-    }
-}
-
-fn check_empty(rig: &Rig, gpu: &Gpu) {
-    // Reading brings pages home, but for those that are read mostly.
-    gpu.evict_all();
-    if let Some(used @ 1..) = gpu.used_pages() {
-        let sentence = format!("everything is at home, and {used} pages of the device's memory are in use");
-        rig.journal().found(Verdict::Leak, sentence);
-    }
+    parts::finish(&rig, PAGES, mix.gpus.len(), number);
 }
 
 fn times(schedules: u64) -> Times {
