@@ -175,8 +175,11 @@ pub trait Program: Clone + Send + Sync + 'static {
     /// Rounds of who wait for each other in each.
     fn rounds(&self) -> usize;
 
-    /// Lets others run. Fails who has waited for too long.
-    fn pause(&self) -> Outcome;
+    /// Lets others run.
+    fn pause(&self);
+
+    /// The same, for who waits for somebody: fails when it has waited for too long.
+    fn wait(&self) -> Outcome;
 
     /// Neighbouring pages of its own, private and anonymous, readable and writable.
     fn map(&self, pages: usize) -> PageRange;

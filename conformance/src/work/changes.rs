@@ -104,6 +104,8 @@ impl Yard {
             )?;
         }
         permitted(stop)?;
+        // To read it is always permitted: what was denied in the round before has changed nothing.
+        report.guarded.check(worker)?;
         let stop = report.guarded.drive(worker, &[step(self.guarded, Op::Store(said))])?;
         if stop.is_none() {
             numbers.kept.store(number, SeqCst);
@@ -168,7 +170,7 @@ impl Yard {
     fn step_aside(&self, program: &impl Program) -> Outcome {
         program.discard(self.moves)?;
         let fresh_since = self.all(|numbers| &numbers.begun);
-        program.pause()?;
+        program.pause();
         let before = self.stored();
         program.remap(self.moves, self.aside)?;
         // What was begun and over between is there, if nothing came later.
@@ -184,7 +186,7 @@ impl Yard {
     fn guard(&self, program: &impl Program) -> Outcome {
         program.protect(self.guarded, Access::Read)?;
         let before = self.contents(program, self.guarded);
-        program.pause()?;
+        program.pause();
         same("memory that is read-only", self.contents(program, self.guarded), before)?;
         program.protect(self.guarded, Access::Write)
     }
@@ -214,7 +216,7 @@ impl Yard {
             self.look(child, self.guarded, right, "in the child")?;
             let copied = (self.contents(child, self.guarded), child.add(self.sum(), 1));
             child.store(own, u64::MAX);
-            child.pause()?;
+            child.pause();
             same("the child's copy", self.contents(child, self.guarded), copied.0)?;
             same("the child's count", child.load(self.sum()), copied.1 + 1)
         })?;
@@ -298,7 +300,7 @@ pub(super) fn exit<P: Program>(program: &P, open: Open<P>) -> Outcome {
     let end = move |program: &P| {
         let mut waited = Ok(());
         while begun.load(SeqCst) < 4 && waited.is_ok() {
-            waited = program.pause();
+            waited = program.wait();
         }
         program.exit();
         ended.store(true, SeqCst);
@@ -314,7 +316,7 @@ pub(super) fn exit<P: Program>(program: &P, open: Open<P>) -> Outcome {
             late.perform(&[load]).stop,
             Some(Stop::Over),
         )?;
-        program.pause()?;
+        program.pause();
         same("the count after the end", cpu.perform(&[load]).seen, counted)?;
         Ok(Report::default())
     };

@@ -33,7 +33,8 @@ pub(super) fn mover<P: Program>(memory: PageRange) -> Thread<P, Told> {
         if round % 2 == 0 {
             program.protect(memory.take(1), Access::Write)?;
         }
-        program.pause()
+        program.pause();
+        Ok(())
     })
 }
 
@@ -93,7 +94,7 @@ fn wait_for(program: &impl Program, worker: &mut dyn Worker, addr: usize, value:
         if done.seen == [value] {
             return Ok(());
         }
-        program.pause()?;
+        program.wait()?;
     }
 }
 

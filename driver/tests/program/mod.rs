@@ -15,7 +15,7 @@ use crate::drivers::Host;
 use crate::live::{PAGE, anywhere, in_child, load_at, map_again, word_at};
 
 /// Rounds that every thread does at least.
-const ROUNDS: usize = 40;
+const ROUNDS: usize = 25;
 
 /// See the module.
 #[derive(Clone)]
@@ -87,8 +87,12 @@ impl Program for Live {
         10 * ROUNDS
     }
 
-    fn pause(&self) -> Outcome {
+    fn pause(&self) {
         std::thread::yield_now();
+    }
+
+    fn wait(&self) -> Outcome {
+        self.pause();
         if self.began.elapsed() > self.time + self.patience {
             return Err(Failure::Wrong("what is waited for does not come about".into()));
         }

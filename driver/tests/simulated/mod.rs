@@ -71,7 +71,7 @@ impl Simulated {
                 Ok(()) => return Ok(()),
                 // Or a page is still away, because there was no place to say that it comes home.
                 Err(ChangeError::Invalidate(InvalidateError::Exhausted(_)) | ChangeError::Stuck { .. }) => {
-                    self.pause()?;
+                    self.wait()?;
                 }
                 Err(error) => return Err(Failure::Wrong(error.to_string())),
             }
@@ -119,8 +119,12 @@ impl Program for Simulated {
         self.load.rounds
     }
 
-    fn pause(&self) -> Outcome {
+    fn pause(&self) {
         self.rig.kernel().pause(1);
+    }
+
+    fn wait(&self) -> Outcome {
+        self.pause();
         let is_late = cfg!(not(feature = "shuttle")) && self.began.elapsed() > PATIENCE;
         if self.rig.journal().is_decided() || is_late {
             return Err(Failure::Wrong("what is waited for does not come about".into()));
