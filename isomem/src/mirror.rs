@@ -163,6 +163,27 @@ impl Mirror {
     /// mirror.advise(&mailbox, Advice::PreferAnywhere)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// What both sides read can be on both, also where it comes from the heap:
+    ///
+    /// ```
+    /// use isomem::{Advice, Mm, SoftConfig};
+    ///
+    /// let mm = Mm::current()?;
+    /// let device = mm.soft_device(SoftConfig::default())?;
+    /// let mirror = device.mirror()?;
+    /// let mut table = vec![1u64; 1 << 16];
+    /// mirror.advise(&table, Advice::ReadMostly)?;
+    /// mirror.launch(&table[..], |worker, table| table.get(worker, 9))?;
+    /// // The CPU gets copies, and the device keeps its pages: from here on both read without a fault.
+    /// assert_eq!(table.iter().sum::<u64>(), 1 << 16);
+    /// assert!(mm.stats().pages_duplicated > 0);
+    /// // A write ends that for its page, before it is made.
+    /// table[9] = 2;
+    /// let seen = mirror.launch(&table[..], |worker, table| table.get(worker, 9))?;
+    /// assert!(seen.iter().all(|word| *word == 2));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[doc(alias = "madvise")]
     #[doc(alias = "cudaMemAdvise")]
     pub fn advise<T>(&self, memory: &[T], advice: Advice) -> Result<(), VerbError> {

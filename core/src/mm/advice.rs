@@ -30,7 +30,7 @@ use crate::world::{Metadata, OutOfMetadata};
 /// Something to say about memory. Each takes back what it contradicts, and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Advice {
-    /// Read much more often than written.
+    /// Read much more often than written: what a device has and the CPU reads is then on both sides, until either writes (MIG-12).
     ReadMostly,
     /// Written as well: takes [`Advice::ReadMostly`] back.
     ReadWrite,
