@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod engines;
+// Its programs are live ones: there are no threads outside of a story under the model checker.
+#[cfg(not(feature = "shuttle"))]
 #[doc = include_str!("../../docs/write-your-driver.md")]
 pub mod guide {}
 mod link;
