@@ -88,7 +88,7 @@ impl<W: Bus> Lane<'_, W> {
     /// Loads the word at `addr`.
     pub fn load(&mut self, window: &W::Window, addr: usize) -> Result<u64, ReachError> {
         let mut word = [0; 8];
-        self.access(window, addr, Access::Read, |world, span| {
+        self.word(window, addr, Access::Read, |world, span| {
             world.load(&span, 0, &mut word)
         })?;
         Ok(u64::from_ne_bytes(word))
@@ -96,36 +96,48 @@ impl<W: Bus> Lane<'_, W> {
 
     /// Stores a word at `addr`.
     pub fn store(&mut self, window: &W::Window, addr: usize, value: u64) -> Result<(), ReachError> {
-        self.access(window, addr, Access::Write, |world, span| {
+        self.word(window, addr, Access::Write, |world, span| {
             world.store(&span, 0, &value.to_ne_bytes())
         })
     }
 
     /// An atomic operation on the word at `addr`; returns the value before.
     pub fn atomic(&mut self, window: &W::Window, addr: usize, op: AtomicOp<u64>) -> Result<u64, ReachError> {
-        self.access(window, addr, op.access(), |world, span| world.atomic_u64(&span, 0, op))
+        self.word(window, addr, op.access(), |world, span| world.atomic_u64(&span, 0, op))
     }
 
-    /// An access to a word. Where it misses the lane stalls, without a pin (SVM-3).
-    fn access<R>(
+    /// An access to a word.
+    fn word<R>(
         &mut self,
         window: &W::Window,
         addr: usize,
         access: Access,
         by: impl FnOnce(&W, Span<'_>) -> Result<R, BusError>,
     ) -> Result<R, ReachError> {
-        let (len_bytes, misaligned) = (size_of::<u64>(), BusError::Misaligned { addr });
-        let Ok(at) = VirtAddr::new(addr) else {
-            return Err(BusError::Outside {
-                addr,
-                len_bytes,
-                access,
-            }
-            .into());
-        };
-        if !addr.is_multiple_of(len_bytes) {
-            return Err(misaligned.into());
+        if !addr.is_multiple_of(size_of::<u64>()) {
+            return Err(BusError::Misaligned { addr }.into());
         }
+        self.with(window, addr, size_of::<u64>(), access, by)
+    }
+
+    /// Calls `by` with the bytes from `addr` on: at most `len_bytes`, less where a block of 2 MiB ends. Where it misses the lane stalls, without a pin
+    /// (SVM-3).
+    ///
+    /// An invalidation of these pages waits while `by` runs: it should only copy.
+    pub fn with<R>(
+        &mut self,
+        window: &W::Window,
+        addr: usize,
+        len_bytes: usize,
+        access: Access,
+        by: impl FnOnce(&W, Span<'_>) -> Result<R, BusError>,
+    ) -> Result<R, ReachError> {
+        let outside = BusError::Outside {
+            addr,
+            len_bytes,
+            access,
+        };
+        let at = VirtAddr::new(addr).map_err(|_| outside)?;
         let wanted: Wanted = (at, len_bytes, access);
         let (seat, context) = (self.seat, self.context);
         let mut serve = |patience| seat.gpu.miss(entry(context, seat.lane, at, access, patience));
