@@ -76,6 +76,10 @@ struct Rings<M: Metadata> {
     completions: Vec<Completion, M>,
     /// A request is being worked on.
     busy: bool,
+    /// The engine is asleep: it has to be told of a request.
+    idle: bool,
+    /// Threads that wait for a completion, and have to be told of one.
+    waiters: usize,
     /// A request failed: those that follow are flushed.
     failed: bool,
     stop: bool,
@@ -90,6 +94,8 @@ impl<M: Metadata> Rings<M> {
             requests,
             completions,
             busy: false,
+            idle: false,
+            waiters: 0,
             failed: false,
             stop: false,
         })
@@ -135,7 +141,11 @@ impl<W: Bus> Queue<W> {
             return Err(OdpError::QueueFull);
         }
         rings.requests.push((id, work));
-        self.shared.posted.notify_all();
+        let idle = rings.idle;
+        drop(rings);
+        if idle {
+            self.shared.posted.notify_all();
+        }
         Ok(())
     }
 
@@ -148,7 +158,9 @@ impl<W: Bus> Queue<W> {
             if rings.len() == 0 {
                 return Ok(None);
             }
+            rings.waiters += 1;
             rings = self.shared.completed.wait(rings);
+            rings.waiters -= 1;
         }
         Ok(Some(rings.completions.remove(0)))
     }
@@ -200,7 +212,9 @@ impl<W: Bus> State<W> {
             if !rings.requests.is_empty() {
                 break;
             }
+            rings.idle = true;
             rings = self.posted.wait(rings);
+            rings.idle = false;
         }
         rings.busy = true;
         let (id, work) = rings.requests.remove(0);
@@ -212,7 +226,11 @@ impl<W: Bus> State<W> {
         rings.busy = false;
         rings.failed |= completion.result.is_err();
         rings.completions.push(completion);
-        self.completed.notify_all();
+        let awaited = rings.waiters > 0;
+        drop(rings);
+        if awaited {
+            self.completed.notify_all();
+        }
     }
 }
 
