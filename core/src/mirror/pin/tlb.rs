@@ -9,8 +9,8 @@ use crate::world::Access;
 
 /// Counters; blocks share them by number, so that a flush of one may void lines of another.
 const GENERATIONS: usize = if crate::sync::MODEL { 2 } else { 64 };
-/// Translations that a worker keeps.
-const LINES: usize = 64;
+/// Translations that a worker keeps: a MiB of small pages, in 6 KiB.
+const LINES: usize = if crate::sync::MODEL { 4 } else { 256 };
 
 pub(super) struct Generations([AtomicU32; GENERATIONS]);
 
