@@ -5,6 +5,7 @@
 
 mod bare;
 mod device;
+mod drivers;
 mod idle;
 mod interposed;
 mod levels;
@@ -14,7 +15,7 @@ mod row;
 mod sys;
 mod touch;
 
-pub use row::Row;
+pub use row::{Better, Row};
 
 /// Bytes that most rows work on.
 const SIZE: usize = 64 << 20;
@@ -44,48 +45,60 @@ impl From<rustix::io::Errno> for BenchError {
 
 /// Benchmarks that are measured together, and the rows they give.
 struct Group {
+    /// A name for all of them.
+    name: Option<&'static str>,
     rows: &'static [&'static str],
     measure: fn() -> Result<Vec<Row>, BenchError>,
 }
 
 const GROUPS: &[Group] = &[
     Group {
+        name: None,
         rows: &["migrate_4k_move", "migrate_4k_memcpy", "home_4k_move"],
         measure: migrate::small,
     },
     Group {
+        name: None,
         rows: &["migrate_2m_move", "home_2m_move"],
         measure: migrate::huge,
     },
     Group {
+        name: None,
         rows: &["touch_order"],
         measure: touch::order,
     },
     Group {
+        name: None,
         rows: &["touch_random"],
         measure: touch::random,
     },
     Group {
+        name: None,
         rows: &["touch_two_threads"],
         measure: touch::two_threads,
     },
     Group {
+        name: None,
         rows: &["scan_device", "scan_in_place"],
         measure: device::scans,
     },
     Group {
+        name: None,
         rows: &["device_fault"],
         measure: device::faults,
     },
     Group {
+        name: None,
         rows: &["snapshot"],
         measure: device::snapshot,
     },
     Group {
+        name: None,
         rows: &["idle_compute", "idle_fault"],
         measure: idle::rows,
     },
     Group {
+        name: None,
         rows: &[
             "unmap_api",
             "unmap_exact",
@@ -96,10 +109,37 @@ const GROUPS: &[Group] = &[
         measure: levels::rows,
     },
     Group {
+        name: None,
         rows: &interposed::NAMES,
         measure: interposed::rows,
     },
     Group {
+        name: Some("drivers"),
+        rows: &["svm", "svm_two"],
+        measure: drivers::svm,
+    },
+    Group {
+        name: Some("drivers"),
+        rows: &["userptr", "userptr_two"],
+        measure: drivers::userptr,
+    },
+    Group {
+        name: Some("drivers"),
+        rows: &["shadow", "shadow_two"],
+        measure: drivers::shadow,
+    },
+    Group {
+        name: Some("drivers"),
+        rows: &["odp", "odp_two"],
+        measure: drivers::odp,
+    },
+    Group {
+        name: Some("drivers"),
+        rows: &["engines", "engines_two"],
+        measure: drivers::engines,
+    },
+    Group {
+        name: None,
         rows: &["metadata"],
         measure: device::metadata,
     },
@@ -110,7 +150,12 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     GROUPS.iter().flat_map(|group| group.rows).copied()
 }
 
-/// Measures the rows named, or all when none is, and hands each to `each` when it is ready. `starting` is told what is being measured.
+fn is_known(name: &str) -> bool {
+    let groups = GROUPS.iter().filter_map(|group| group.name);
+    names().chain(groups).any(|known| known == name)
+}
+
+/// Measures the rows named, by their own names or their group's, or all when none is, and hands each to `each` when it is ready. `starting` is told what is being measured.
 ///
 /// Takes about a second a row. Nothing is measured when a name is unknown.
 pub fn run(
@@ -118,18 +163,21 @@ pub fn run(
     mut starting: impl FnMut(&'static str),
     mut each: impl FnMut(Row),
 ) -> Result<(), BenchError> {
-    if let Some(unknown) = wanted.iter().find(|name| !names().any(|known| known == name.as_str())) {
+    if let Some(unknown) = wanted.iter().find(|name| !is_known(name)) {
         return Err(BenchError::Unknown(unknown.clone()));
     }
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+    let is_wanted = |group: &Group, name: &str| {
+        let by = |wanted: &String| wanted == name || group.name.is_some_and(|all| all == wanted);
+        wanted.is_empty() || wanted.iter().any(by)
+    };
     for group in GROUPS
         .iter()
-        .filter(|group| group.rows.iter().any(|name| is_wanted(name)))
+        .filter(|group| group.rows.iter().any(|name| is_wanted(group, name)))
     {
         starting(group.rows[0]);
         (group.measure)()?
             .into_iter()
-            .filter(|row| is_wanted(row.name))
+            .filter(|row| is_wanted(group, row.name))
             .for_each(&mut each);
     }
     Ok(())

@@ -17,7 +17,7 @@ pub(crate) struct Rig {
     metadata_before: u64,
 }
 
-fn refused(error: impl std::error::Error + Send + Sync + 'static) -> BenchError {
+pub(crate) fn refused(error: impl std::error::Error + Send + Sync + 'static) -> BenchError {
     BenchError::Isomem(Box::new(error))
 }
 

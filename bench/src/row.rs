@@ -19,10 +19,22 @@ pub struct Row {
     pub baseline: f64,
     /// value / baseline.
     pub ratio: f64,
-    /// What the ratio must not exceed.
+    /// What the ratio must not exceed or, where more is better, must reach.
     pub bar: f64,
-    /// Whether it does not.
+    /// Which of the two it is.
+    pub better: Better,
+    /// Whether it does.
     pub holds: bool,
+}
+
+/// Which ratios are good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Better {
+    /// Of what is spent: time, bytes.
+    Lower,
+    /// Of what is done.
+    Higher,
 }
 
 impl Row {
@@ -45,7 +57,25 @@ impl Row {
             baseline,
             ratio,
             bar,
+            better: Better::Lower,
             holds: ratio <= bar,
+        }
+    }
+
+    /// A row of what is done in a time: its ratio must reach the bar.
+    pub(crate) fn rate(
+        name: &'static str,
+        unit: &'static str,
+        bar: f64,
+        value: Vec<f64>,
+        baseline_name: &'static str,
+        baseline: Vec<f64>,
+    ) -> Self {
+        let row = Self::new(name, unit, bar, value, baseline_name, baseline);
+        Self {
+            better: Better::Higher,
+            holds: row.ratio >= bar,
+            ..row
         }
     }
 }

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use isomem::{ChangeError, Mm};
 use isomem_core::addr::{BLOCK_SIZE, PAGE_SIZE, PageRange};
 use isomem_core::world::Access;
+use isomem_linux::Window;
 use rustix::io::Result;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
@@ -13,6 +14,20 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 pub(crate) fn protect_as_it_is(mm: &Mm, range: PageRange, access: Access) -> std::result::Result<(), ChangeError> {
     // SAFETY: the range is readable and writable memory of a benchmark, and stays so.
     unsafe { mm.protect(range, Some(access)) }
+}
+
+/// The kernel's part of the same alone. The range is `Memory`'s.
+pub(crate) fn protect_by_kernel(range: PageRange) -> Result<()> {
+    let start = std::ptr::with_exposed_provenance_mut(range.start());
+    let protection = rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::WRITE;
+    // SAFETY: the range is readable and writable memory of a benchmark, and stays so.
+    unsafe { rustix::mm::mprotect(start, range.len_bytes(), protection) }
+}
+
+/// All of the memory, for devices. Whoever else accesses it does so after they did.
+pub(crate) fn window(memory: &Memory) -> Window {
+    // SAFETY: the mapping stays while devices work; nobody else accesses a page while one does.
+    unsafe { Window::new(memory.range.start(), memory.range.len_bytes(), Access::Write) }
 }
 
 /// Which pages the memory is made of.
@@ -96,6 +111,22 @@ impl Memory {
         let at = (self.range.start() + index * PAGE_SIZE) as *mut u64;
         // SAFETY: in bounds of the mapping, by the assertion; aligned; nobody holds a reference to the words while benchmarks store.
         unsafe { at.write_volatile(value) }
+    }
+
+    /// Copies page `index` out.
+    pub(crate) fn load(&self, index: usize, out: &mut [u8; PAGE_SIZE]) {
+        assert!(index < self.range.page_count());
+        let at: *const u8 = std::ptr::with_exposed_provenance(self.range.start() + index * PAGE_SIZE);
+        // SAFETY: in bounds of the mapping, by the assertion; `out` is none of it. Nobody else accesses the page meanwhile.
+        unsafe { at.copy_to_nonoverlapping(out.as_mut_ptr(), PAGE_SIZE) };
+    }
+
+    /// Copies `from` to page `index`.
+    pub(crate) fn put(&self, index: usize, from: &[u8; PAGE_SIZE]) {
+        assert!(index < self.range.page_count());
+        let at: *mut u8 = std::ptr::with_exposed_provenance_mut(self.range.start() + index * PAGE_SIZE);
+        // SAFETY: as in `load`.
+        unsafe { at.copy_from_nonoverlapping(from.as_ptr(), PAGE_SIZE) };
     }
 
     /// Drops the contents.
