@@ -194,7 +194,11 @@ impl Pace {
 impl<W: World> MmState<W> {
     /// See [`Pace::has_just_come`].
     pub(crate) fn has_just_come(&self, block: &Block<W::Meta>, policy: &ThrashPolicy) -> bool {
-        !policy.is_off() && block.lock().pace.has_just_come(self.world().now_ns(), policy)
+        if policy.is_off() {
+            return false;
+        }
+        let now_ns = self.world().now_ns();
+        block.lock().pace.has_just_come(now_ns, policy)
     }
 
     /// Notes that pages in transit were taken from a device, before they settle: a miss that waits for them is to find it noted.
