@@ -17,6 +17,7 @@ use isomem_core::world::Access;
 use isomem_drivers::engines::{Engine, EngineError, Engines, MAX_QUEUES, Queue, Restores, Unit};
 use isomem_linux::Linux;
 
+use apart::apart;
 use live::{Memory, busy, in_child, load, store, word};
 
 const ROUNDS: u64 = 300;
@@ -49,53 +50,57 @@ fn is_hole<R>(result: &Result<R, EngineError>) -> bool {
 
 #[test]
 fn eng_3_both_engines_go_on_while_pages_go_and_come() {
-    let (mm, device) = open();
-    let memory = Memory::new(4);
-    let (stop, done) = (
-        Arc::new(AtomicBool::new(false)),
-        [0, 0].map(|_| Arc::new(AtomicU64::new(0))),
-    );
-    thread::scope(|scope| {
-        for (engine, done) in BOTH.into_iter().zip(&done) {
-            let (device, stop) = (&device, &stop);
-            scope.spawn(move || {
-                let queue = queue(device, engine, memory);
-                while !stop.load(SeqCst) {
-                    let (told, ended) = (done.clone(), stop.clone());
-                    let work = queue.launch(move |unit| {
-                        while !ended.load(SeqCst) {
-                            for page in 0..4 {
-                                put(unit, memory, page * PAGE_SIZE, 7)?;
-                                let seen = get(unit, memory, page * PAGE_SIZE)?;
-                                assert!(seen == 7 || seen == 0, "neither written nor dropped: {seen}");
+    apart("eng_3_both_engines_go_on_while_pages_go_and_come", || {
+        let (mm, device) = open();
+        let memory = Memory::new(4);
+        let (stop, done) = (
+            Arc::new(AtomicBool::new(false)),
+            [0, 0].map(|_| Arc::new(AtomicU64::new(0))),
+        );
+        thread::scope(|scope| {
+            for (engine, done) in BOTH.into_iter().zip(&done) {
+                let (device, stop) = (&device, &stop);
+                scope.spawn(move || {
+                    let queue = queue(device, engine, memory);
+                    while !stop.load(SeqCst) {
+                        let (told, ended) = (done.clone(), stop.clone());
+                        let work = queue.launch(move |unit| {
+                            while !ended.load(SeqCst) {
+                                for page in 0..4 {
+                                    put(unit, memory, page * PAGE_SIZE, 7)?;
+                                    let seen = get(unit, memory, page * PAGE_SIZE)?;
+                                    assert!(seen == 7 || seen == 0, "neither written nor dropped: {seen}");
+                                }
+                                told.fetch_add(1, SeqCst);
                             }
-                            told.fetch_add(1, SeqCst);
-                        }
-                        Ok(())
-                    });
-                    let ended = work.unwrap().wait();
-                    assert!(ended.is_ok() || is_hole(&ended), "{ended:?}");
+                            Ok(())
+                        });
+                        let ended = work.unwrap().wait();
+                        assert!(ended.is_ok() || is_hole(&ended), "{ended:?}");
+                    }
+                });
+            }
+            // A thread that starts maps pages, and would do so in the hole.
+            busy(|| done.iter().all(|done| done.load(SeqCst) > 0));
+            for round in 0..ROUNDS {
+                if round % 2 == 0 {
+                    mm.core().unmap(memory.range()).unwrap();
+                    memory.map_again();
+                } else {
+                    mm.core().discard(memory.range()).unwrap();
                 }
+                if round % 16 == 0 {
+                    thread::yield_now();
+                }
+            }
+            let before = done.clone().map(|done| done.load(SeqCst));
+            busy(|| {
+                done.iter()
+                    .zip(before)
+                    .all(|(done, before)| done.load(SeqCst) > before + 2)
             });
-        }
-        for round in 0..ROUNDS {
-            if round % 2 == 0 {
-                mm.core().unmap(memory.range()).unwrap();
-                memory.map_again();
-            } else {
-                mm.core().discard(memory.range()).unwrap();
-            }
-            if round % 16 == 0 {
-                thread::yield_now();
-            }
-        }
-        let before = done.clone().map(|done| done.load(SeqCst));
-        busy(|| {
-            done.iter()
-                .zip(before)
-                .all(|(done, before)| done.load(SeqCst) > before + 2)
+            stop.store(true, SeqCst);
         });
-        stop.store(true, SeqCst);
     });
 }
 

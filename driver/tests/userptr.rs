@@ -16,6 +16,7 @@ use isomem_core::world::Access;
 use isomem_drivers::userptr::{Job, Object, Policy, Stopped, SubmitError, UserPtr};
 use isomem_linux::Linux;
 
+use apart::apart;
 use live::{Memory, busy, load, store, word};
 
 const ROUNDS: u64 = 300;
@@ -47,44 +48,48 @@ fn cancelled<R>(result: &Result<R, SubmitError>) -> bool {
 
 #[test]
 fn usr_1_pages_are_got_again_after_unmap_and_remap_under_load() {
-    let (mm, device) = open();
-    let memory = Memory::new(4);
-    let object = object(&device, &memory);
-    let (stop, flown) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(SeqCst) {
-                let done = device.submit(&[&object], Blocking::May, move |job| {
-                    for page in 0..4 {
-                        put(job, memory, page * PAGE_SIZE, 7)?;
+    apart("usr_1_pages_are_got_again_after_unmap_and_remap_under_load", || {
+        let (mm, device) = open();
+        let memory = Memory::new(4);
+        let object = object(&device, &memory);
+        let (stop, flown) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(SeqCst) {
+                    let done = device.submit(&[&object], Blocking::May, move |job| {
+                        for page in 0..4 {
+                            put(job, memory, page * PAGE_SIZE, 7)?;
+                        }
+                        (0..4).try_fold(0, |sum, page| Ok(sum + get(job, memory, page * PAGE_SIZE)?))
+                    });
+                    match done {
+                        // Never a mixture of old pages and new ones.
+                        Ok(sum) => {
+                            assert_eq!(sum, 28);
+                            flown.fetch_add(1, SeqCst);
+                        }
+                        Err(SubmitError::Fault(FaultError::Hole { .. })) => {}
+                        Err(_) => assert!(cancelled(&done), "{done:?}"),
                     }
-                    (0..4).try_fold(0, |sum, page| Ok(sum + get(job, memory, page * PAGE_SIZE)?))
-                });
-                match done {
-                    // Never a mixture of old pages and new ones.
-                    Ok(sum) => {
-                        assert_eq!(sum, 28);
-                        flown.fetch_add(1, SeqCst);
-                    }
-                    Err(SubmitError::Fault(FaultError::Hole { .. })) => {}
-                    Err(_) => assert!(cancelled(&done), "{done:?}"),
+                }
+            });
+            // A thread that starts maps pages, and would do so in the hole.
+            busy(|| flown.load(SeqCst) > 0);
+            for round in 0..ROUNDS {
+                if round % 2 == 0 {
+                    mm.core().unmap(memory.range()).unwrap();
+                    memory.map_again();
+                } else {
+                    mm.core().discard(memory.range()).unwrap();
+                }
+                if round % 16 == 0 {
+                    thread::yield_now();
                 }
             }
+            let before = flown.load(SeqCst);
+            busy(|| flown.load(SeqCst) > before + 2);
+            stop.store(true, SeqCst);
         });
-        for round in 0..ROUNDS {
-            if round % 2 == 0 {
-                mm.core().unmap(memory.range()).unwrap();
-                memory.map_again();
-            } else {
-                mm.core().discard(memory.range()).unwrap();
-            }
-            if round % 16 == 0 {
-                thread::yield_now();
-            }
-        }
-        let before = flown.load(SeqCst);
-        busy(|| flown.load(SeqCst) > before + 2);
-        stop.store(true, SeqCst);
     });
 }
 

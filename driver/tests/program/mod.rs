@@ -1,7 +1,7 @@
 //! This process as a program of the work list.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use isomem::{Access, Mirror, Mm, PageRange, SoftConfig, SoftDevice};
@@ -167,10 +167,16 @@ impl Program for Live {
     }
 
     fn in_parallel<R: Send + 'static>(&self, threads: Vec<Thread<Self, R>>) -> Vec<R> {
+        // A thread that starts maps pages, and would do so in a hole that another one's work has made.
+        let all_there = Arc::new(Barrier::new(threads.len()));
         let start = |(name, body): Thread<Self, R>| {
-            let program = self.clone();
+            let (program, all_there) = (self.clone(), all_there.clone());
             let thread = std::thread::Builder::new().name(name.into());
-            thread.spawn(move || body(&program)).unwrap()
+            let body = move || {
+                all_there.wait();
+                body(&program)
+            };
+            thread.spawn(body).unwrap()
         };
         let started: Vec<_> = threads.into_iter().map(start).collect();
         started.into_iter().map(|thread| thread.join().unwrap()).collect()
