@@ -20,7 +20,6 @@ use isomem_linux::Linux;
 use apart::apart;
 use live::{Memory, busy, in_child, load, store, word};
 
-const ROUNDS: u64 = 300;
 const BOTH: [Engine; 2] = [Engine::Graphics, Engine::Compute];
 
 fn open() -> (Mm, Engines<Linux>) {
@@ -82,17 +81,7 @@ fn eng_3_both_engines_go_on_while_pages_go_and_come() {
             }
             // A thread that starts maps pages, and would do so in the hole.
             busy(|| done.iter().all(|done| done.load(SeqCst) > 0));
-            for round in 0..ROUNDS {
-                if round % 2 == 0 {
-                    mm.core().unmap(memory.range()).unwrap();
-                    memory.map_again();
-                } else {
-                    mm.core().discard(memory.range()).unwrap();
-                }
-                if round % 16 == 0 {
-                    thread::yield_now();
-                }
-            }
+            memory.goes_and_comes(&mm);
             let before = done.clone().map(|done| done.load(SeqCst));
             busy(|| {
                 done.iter()

@@ -19,8 +19,6 @@ use isomem_linux::Linux;
 use apart::apart;
 use live::{Memory, busy, load, store, word};
 
-const ROUNDS: u64 = 300;
-
 fn open() -> (Mm, UserPtr<Linux>) {
     let mm = Mm::current().expect("these tests need userfaultfd: run them as root");
     let device = UserPtr::new(mm.core()).unwrap();
@@ -75,17 +73,7 @@ fn usr_1_pages_are_got_again_after_unmap_and_remap_under_load() {
             });
             // A thread that starts maps pages, and would do so in the hole.
             busy(|| flown.load(SeqCst) > 0);
-            for round in 0..ROUNDS {
-                if round % 2 == 0 {
-                    mm.core().unmap(memory.range()).unwrap();
-                    memory.map_again();
-                } else {
-                    mm.core().discard(memory.range()).unwrap();
-                }
-                if round % 16 == 0 {
-                    thread::yield_now();
-                }
-            }
+            memory.goes_and_comes(&mm);
             let before = flown.load(SeqCst);
             busy(|| flown.load(SeqCst) > before + 2);
             stop.store(true, SeqCst);

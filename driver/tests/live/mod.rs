@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use isomem::{Access, PageRange};
+use isomem::{Access, Mm, PageRange};
 use isomem_core::addr::BLOCK_SIZE;
 use isomem_core::bus::{Bus, Span};
 use isomem_core::mirror::pin::Pin;
@@ -87,6 +87,21 @@ impl Memory {
     /// New pages where there are none.
     pub(crate) fn map_again(&self) {
         map_again(self.range());
+    }
+
+    /// The program drops it again and again: it is unmapped and mapped, or emptied.
+    pub(crate) fn goes_and_comes(&self, mm: &Mm) {
+        for round in 0..300 {
+            if round % 2 == 0 {
+                mm.core().unmap(self.range()).unwrap();
+                self.map_again();
+            } else {
+                mm.core().discard(self.range()).unwrap();
+            }
+            if round % 16 == 0 {
+                std::thread::yield_now();
+            }
+        }
     }
 
     fn window(self, access: Access) -> Window {
