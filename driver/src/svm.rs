@@ -34,10 +34,10 @@ mod batch;
 mod lane;
 
 use allocator_api2::vec::Vec;
-use isomem_core::addr::PageRange;
+use isomem_core::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use isomem_core::bus::Bus;
 use isomem_core::mirror::copy::Patience;
-use isomem_core::mirror::range::FaultError;
+use isomem_core::mirror::range::{FaultError, Placement};
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError};
 use isomem_core::mm::Mm;
 use isomem_core::sync::{Condvar, Mutex};
@@ -76,9 +76,9 @@ pub enum SvmError {
 /// Where a context is to have the pages that it uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Home {
-    /// They go to the device when they are missed.
+    /// They go to the device when they are missed, as far as the program's advice and the damping of pages that go back and forth let them.
     Device,
-    /// They stay where they are.
+    /// They stay where they are, whatever was advised.
     InPlace,
 }
 
@@ -226,8 +226,14 @@ impl<W: Bus> Inner<W> {
     /// One range fault.
     fn bring_in(&self, range: PageRange, run: &[Miss]) -> Result<(), FaultError> {
         if self.home == Home::Device && run.iter().all(|miss| miss.patience == Patience::Left) {
-            // What cannot go is served where it is.
-            let _ = self.mirror.migrate_to_device(range);
+            // The core decides what goes, by what was advised and by what goes back and forth. What does not is served where it is, and what fails
+            // does so below, with its address.
+            for addr in (range.first_page()..range.end_page()).filter_map(|page| VirtAddr::new(page * PAGE_SIZE).ok()) {
+                let _ = self
+                    .mirror
+                    .state()
+                    .service_miss(addr, run[0].access, Placement::OnTouch);
+            }
         }
         self.mirror.fault(range, run[0].access).map(drop)
     }

@@ -4,6 +4,9 @@
 mod apart;
 mod common;
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use apart::{MIB, Mapped, apart, config, device_sum, number, open, pages_on_device, wait_forked};
 use common::{Barrier, remap_raw, unmap_raw};
 use isomem::{Advice, Advised, Mm, PAGE_SIZE, PageRange, Placement, Preferred, SoftConfig, Usage, VirtAddr};
@@ -53,15 +56,23 @@ fn mig_13_what_is_best_on_the_device_goes_there_and_comes_home_alone() {
             mirror.advise_pages(best, Advice::PreferDevice).unwrap();
             assert_eq!(device_sum(&mirror, memory.words()), sum_of(memory.words()));
             assert_eq!(pages_on_device(&mirror, memory.range()), 128);
-            mirror.migrate_to_device(memory.range()).unwrap();
+            // Again where the kernel has a page in use for a moment.
+            while pages_on_device(&mirror, memory.range()) < 512 {
+                mirror.migrate_to_device(memory.range()).unwrap();
+            }
             let touch = |first: usize, count: usize| {
                 let before = mm.stats();
                 for page in first..first + count {
                     assert_eq!(memory.words()[page * 512], number(page * 512));
                 }
-                let after = mm.stats();
-                let came = after.pages_home_by_fault - before.pages_home_by_fault;
-                (after.cpu_faults - before.cpu_faults, came)
+                // A fault is counted just after its thread goes on.
+                let began = Instant::now();
+                let came = || mm.stats().pages_home_by_fault - before.pages_home_by_fault;
+                while came() < count as u64 && began.elapsed() < Duration::from_secs(10) {
+                    thread::yield_now();
+                }
+                thread::sleep(Duration::from_millis(20));
+                (mm.stats().cpu_faults - before.cpu_faults, came())
             };
             assert_eq!(touch(0, 64), (64, 64), "each is touched, and comes alone");
             let (faults, came) = touch(128, 64);
@@ -82,11 +93,13 @@ fn mig_13_what_is_best_on_the_device_goes_there_and_comes_home_alone() {
 
 /// Pages of a region that are left on a small device after another, larger one passed through it.
 fn left_after_a_stream(advice: Option<Advice>) -> usize {
+    // One worker: with several, nothing but this region may be free to go at some moment.
     let (mm, _device, mirror) = open(SoftConfig {
-        memory_bytes: 2 * MIB,
+        workers: 1,
+        memory_bytes: 8 * MIB,
         ..config()
     });
-    let (kept, stream) = (Mapped::numbered(MIB), Mapped::numbered(8 * MIB));
+    let (kept, stream) = (Mapped::numbered(MIB), Mapped::numbered(24 * MIB));
     if let Some(advice) = advice {
         mirror.advise(kept.words(), advice).unwrap();
     }
