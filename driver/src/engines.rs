@@ -257,6 +257,7 @@ impl<W: World> Unit<'_, W> {
     /// waits for them before, as its engine does.
     ///
     /// An invalidation waits while `reach` runs: it should only copy.
+    #[inline]
     pub fn with<R>(
         &mut self,
         addr: usize,
@@ -289,6 +290,7 @@ impl<W: World> Unit<'_, W> {
     }
 
     /// One access, if its pages are there and the queue runs.
+    #[inline]
     fn walk<R>(
         &mut self,
         (addr, len_bytes, access): Wanted,

@@ -210,6 +210,7 @@ impl<W: World> Guest<'_, W> {
     /// Calls `reach` with a pin of the bytes from guest address `gpa` on: at most `len_bytes`, less where the page ends. Misses are served first.
     ///
     /// An invalidation of the page waits while it runs: it should only copy.
+    #[inline]
     pub fn with<R>(
         &mut self,
         gpa: usize,
@@ -243,6 +244,7 @@ impl<W: World> Guest<'_, W> {
     }
 
     /// One access by the shadow, if that permits it.
+    #[inline]
     fn walk<R>(&mut self, wanted: Wanted, reach: &mut Option<impl FnOnce(&W, Pin<'_>) -> R>) -> Option<R> {
         let pin = self.slot.pin(wanted.addr, wanted.len_bytes, wanted.access)?;
         // After the pin was published: who takes the entry away sees the pin, or this sees that it is gone.

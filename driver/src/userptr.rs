@@ -349,6 +349,7 @@ impl<W: World> Job<'_, W> {
     /// Calls `reach` with a pin of the bytes from `offset` of object number `object` on: at most `len_bytes`, less where a block of 2 MiB ends.
     ///
     /// An invalidation of these pages waits while it runs: it should only copy.
+    #[inline]
     pub fn with<R>(
         &mut self,
         object: usize,
