@@ -204,7 +204,7 @@ pub(crate) struct BenchArgs {
     /// Only name the rows
     #[arg(long)]
     pub(crate) list: bool,
-    /// Rows to measure [default: all]
+    /// Rows to measure; `drivers` names those of all drivers [default: all]
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
 }
