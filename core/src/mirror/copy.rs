@@ -3,7 +3,7 @@
 //! # Invariants
 //! - CPY-1 (LIFE-3): who reaches memory saw the mirror not released after he had pinned. `release` comes after that mark and waits for pins, so either it
 //!   sees the pin, or nothing is reached.
-//! - CPY-2 (FLT-3): a miss is served [`TRIES`] times at most. Pages that do not stay on the device are left where they are after [`MIGRATING_TRIES`].
+//! - CPY-2 (FLT-3): a miss is served `TRIES` times at most. Pages that do not stay on the device are left where they are after `MIGRATING_TRIES`.
 //!
 //! # Locking
 //! As for a worker: no lock may be held that serving a fault needs, and an invalidation of the pages waits while a span of them is copied.
