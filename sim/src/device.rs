@@ -86,8 +86,10 @@ impl Side {
         while !self.wait_clear(range, u64::MAX / 2) && !self.journal().is_decided() {}
     }
 
+    /// Who finds the frame comes after who entered it, in the journal as well: both under the lock.
     fn enter(&self, page: usize, frame: Frame) {
-        self.frames().insert(page, frame);
+        let mut frames = self.frames();
+        frames.insert(page, frame);
         let (actor, page) = (self.actor(), page as u64);
         self.journal().record(Event::Mapped { actor, page, frame });
     }
