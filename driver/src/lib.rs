@@ -17,7 +17,6 @@ pub mod guide {}
 mod link;
 pub mod odp;
 pub mod shadow;
-mod side;
 pub mod svm;
 pub mod userptr;
 mod work;

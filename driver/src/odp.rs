@@ -35,7 +35,7 @@ mod region;
 
 use isomem_core::addr::PageRange;
 use isomem_core::bus::{Bus, BusError, Span};
-use isomem_core::mirror::pin::{PinSlot, Wanted};
+use isomem_core::mirror::pin::{PinSlot, PinnedSide, Wanted};
 use isomem_core::mirror::range::{FaultError, Placement};
 use isomem_core::mirror::{Busy, DeviceHandle, Mirror};
 use isomem_core::mm::{EntryError, Mm};
@@ -47,7 +47,6 @@ pub use self::region::{Key, MAX_REGIONS, Segment};
 use self::region::{Region, Regions};
 pub use crate::link::OpenError;
 use crate::link::{Shared, without_memory};
-use crate::side::Side;
 
 /// Queues that a card can have at the same time.
 pub const MAX_QUEUES: usize = 8;
@@ -122,7 +121,7 @@ impl<W: Bus> core::fmt::Debug for Nic<W> {
 
 /// What the handle and the queues share.
 struct Card<W: Bus> {
-    mirror: Mirror<W, Side<W>>,
+    mirror: Mirror<W, PinnedSide<W>>,
     regions: Mutex<Regions<W>>,
 }
 
@@ -130,7 +129,7 @@ impl<W: Bus> Nic<W> {
     /// Registers a card with `mm`.
     pub fn open(mm: &Mm<W>) -> Result<Self, OpenError> {
         let device = mm.register(without_memory("nic"))?;
-        let side = W::Meta::share(Side::new(mm, MAX_QUEUES)?)?;
+        let side = W::Meta::share(PinnedSide::new(mm, MAX_QUEUES)?)?;
         let card = W::Meta::share(Card {
             mirror: device.mirror(side)?,
             regions: Mutex::new("regions", Regions::new()?),
@@ -160,7 +159,7 @@ impl<W: Bus> Nic<W> {
         let region = self.card.regions.lock().remove(key).ok_or(OdpError::NoRegion(key))?;
         // SeqCst pairs with the look in `Card::reach`: it sees the mark, or the pin is seen here.
         region.registered.store(false, Ordering::SeqCst);
-        self.card.mirror.state().device().wait_clear(region.range);
+        self.card.mirror.state().device().drain(region.range);
         Ok(())
     }
 

@@ -37,6 +37,7 @@ use allocator_api2::vec::Vec;
 use isomem_core::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use isomem_core::bus::Bus;
 use isomem_core::mirror::copy::Patience;
+use isomem_core::mirror::pin::PinnedSide;
 use isomem_core::mirror::range::{FaultError, Placement};
 use isomem_core::mirror::{DeviceHandle, Mirror, MirrorError};
 use isomem_core::mm::Mm;
@@ -46,7 +47,6 @@ use isomem_core::world::{Metadata, OutOfMetadata, WorldError};
 use self::batch::Miss;
 pub use self::lane::{Lane, WorkItem};
 use crate::link::Shared;
-use crate::side::Side;
 use crate::work::STACK_BYTES;
 
 /// Lanes that a GPU has.
@@ -159,7 +159,7 @@ impl<W: Bus> core::fmt::Debug for Context<W> {
 /// What the context's handle and its lanes share.
 struct Inner<W: Bus> {
     number: usize,
-    mirror: Mirror<W, Side<W>>,
+    mirror: Mirror<W, PinnedSide<W>>,
     home: Home,
 }
 
@@ -194,7 +194,7 @@ impl<W: Bus> Svm<W> {
 
     /// A context with a mirror of its own.
     pub fn open(&self, device: &DeviceHandle<W>, home: Home) -> Result<Context<W>, SvmError> {
-        let side = W::Meta::share(Side::new(&self.mm, LANES)?)?;
+        let side = W::Meta::share(PinnedSide::new(&self.mm, LANES)?)?;
         let mirror = device.mirror(side)?;
         let mut faults = self.gpu.faults.lock();
         faults.contexts += 1;

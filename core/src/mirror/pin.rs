@@ -23,6 +23,7 @@
 //! Linux has no counterpart: hardware acknowledges a TLB shootdown by interrupt.
 
 mod answer;
+mod side;
 #[cfg(test)]
 mod tests;
 mod tlb;
@@ -32,6 +33,7 @@ use core::fmt;
 
 use allocator_api2::vec::Vec;
 
+pub use self::side::PinnedSide;
 use self::tlb::{Generations, Tlb};
 use crate::addr::{BlockId, PAGE_SIZE, PAGES_PER_BLOCK, PageRange, VirtAddr};
 use crate::mirror::table::{Entry, Flags, Table};

@@ -4,13 +4,12 @@ use core::ops::ControlFlow;
 
 use isomem_core::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use isomem_core::mirror::MirrorState;
-use isomem_core::mirror::pin::PinSlot;
+use isomem_core::mirror::pin::{PinSlot, PinnedSide};
 use isomem_core::world::{Access, World};
 use rustix::io::Errno;
 
 use crate::command::{Counts, Target, chunks};
 use crate::file::{Data, File, errno_of};
-use crate::side::Side;
 use crate::{Place, Process};
 
 /// Passes after which somebody else takes the pages away as fast as they come.
@@ -82,7 +81,7 @@ impl<W: World, P: Process> File<W, P> {
 
 /// `None` where no slot was free.
 fn copy_here<W: World, P: Process>(
-    state: &MirrorState<W, Side<W>>,
+    state: &MirrorState<W, PinnedSide<W>>,
     process: &P,
     range: PageRange,
     mut done: usize,
@@ -106,7 +105,7 @@ fn copy_here<W: World, P: Process>(
 
 /// Copies what one pin holds of `rest`. Breaks where the table has no more.
 fn copy_span<W: World, P: Process>(
-    state: &MirrorState<W, Side<W>>,
+    state: &MirrorState<W, PinnedSide<W>>,
     process: &P,
     slot: &mut PinSlot<'_, W::Meta>,
     rest: PageRange,
@@ -119,7 +118,8 @@ fn copy_span<W: World, P: Process>(
     let Some(pin) = slot.pin(addr, rest.len_bytes(), access) else {
         return ControlFlow::Break(0);
     };
-    if state.device().is_released() {
+    // After the pin was published: the release sees it, or it is seen here.
+    if state.is_released() {
         return ControlFlow::Break(0);
     }
     let wanted = pin.len_bytes();

@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use isomem_core::addr::PAGE_SIZE;
+use isomem_core::mirror::pin::PinnedSide;
 use isomem_core::mirror::{DeviceHandle, MirrorError};
 use isomem_core::mm::{MemoryConfig, MemoryKind, Mm, RegisterError};
 use isomem_core::world::{Metadata, OutOfMetadata, World};
 
 use crate::Process;
 use crate::file::File;
-use crate::side::Side;
 
 /// How many devices there are.
 pub const MINORS: usize = 4;
@@ -19,6 +19,8 @@ const NAMES: [&str; MINORS] = ["hmm_dmirror0", "hmm_dmirror1", "hmm_dmirror2", "
 const FIRST_COHERENT: usize = 2;
 /// A device has so much of the machine's memory, as a fraction: the kernel's takes what it gets.
 const SHARE: usize = 4;
+/// Copies that can be under way through one open at the same time.
+const COPIES: usize = 16;
 
 /// Why a device could not be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +71,7 @@ impl<W: World, P: Process> Dmirror<W, P> {
     /// [`OpenError`]; nothing has changed then but that the device may be registered.
     pub fn open(&self, minor: usize) -> Result<File<W, P>, OpenError> {
         let device = self.device(minor)?;
-        let side = W::Meta::share(Side::new(self.mm.clone())?)?;
+        let side = W::Meta::share(PinnedSide::new(&self.mm, COPIES)?)?;
         let mirror = device.mirror(side)?;
         Ok(File::new(device, mirror, self.process.clone()))
     }

@@ -2,6 +2,7 @@
 
 use allocator_api2::vec::Vec;
 use isomem_core::mirror::Mirror;
+use isomem_core::mirror::pin::PinnedSide;
 use isomem_core::mirror::range::FaultError;
 use isomem_core::world::{Access, World};
 use rustix::io::Errno;
@@ -9,7 +10,6 @@ use rustix::io::Errno;
 use crate::Process;
 use crate::command::{Command, Counts, Request, Target};
 use crate::device::Shared;
-use crate::side::Side;
 
 /// The program's data on its way in or out, in memory that is never mirrored.
 pub type Data<W> = Vec<u8, <W as World>::Meta>;
@@ -17,7 +17,7 @@ pub type Data<W> = Vec<u8, <W as World>::Meta>;
 /// An open device. Dropping it brings every page on the device home, as closing a descriptor of the kernel's driver does.
 pub struct File<W: World, P: Process> {
     device: Shared<W>,
-    pub(crate) mirror: Mirror<W, Side<W>>,
+    pub(crate) mirror: Mirror<W, PinnedSide<W>>,
     pub(crate) process: P,
 }
 
@@ -30,7 +30,7 @@ impl<W: World, P: Process> core::fmt::Debug for File<W, P> {
 }
 
 impl<W: World, P: Process> File<W, P> {
-    pub(crate) fn new(device: Shared<W>, mirror: Mirror<W, Side<W>>, process: P) -> Self {
+    pub(crate) fn new(device: Shared<W>, mirror: Mirror<W, PinnedSide<W>>, process: P) -> Self {
         Self {
             device,
             mirror,

@@ -20,7 +20,6 @@ mod command;
 mod device;
 mod file;
 mod migrate;
-mod side;
 mod snapshot;
 
 pub use command::{Command, Counts, Request};

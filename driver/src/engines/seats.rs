@@ -5,13 +5,13 @@
 
 use isomem_core::addr::PageRange;
 use isomem_core::device::Device;
+use isomem_core::mirror::pin::PinnedSide;
 use isomem_core::mm::Mm;
 use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::sync::{AtomicU32, AtomicUsize, Ordering};
 use isomem_core::world::{OutOfMetadata, World};
 
 use super::{MAX_QUEUES, MAX_UNITS};
-use crate::side::Side;
 
 // What a compute queue is.
 const EVICTED: u32 = 0;
@@ -31,14 +31,14 @@ struct Seat {
 
 /// See the module.
 pub(super) struct Sides<W: World> {
-    pub(super) accesses: Side<W>,
+    pub(super) accesses: PinnedSide<W>,
     seats: [Seat; MAX_QUEUES],
 }
 
 impl<W: World> Sides<W> {
     pub(super) fn new(mm: &Mm<W>) -> Result<Self, OutOfMetadata> {
         Ok(Self {
-            accesses: Side::new(mm, MAX_UNITS)?,
+            accesses: PinnedSide::new(mm, MAX_UNITS)?,
             seats: core::array::from_fn(|_| Seat {
                 first_page: AtomicUsize::new(0),
                 end_page: AtomicUsize::new(0),

@@ -4,43 +4,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use isomem::{Access, MemoryKind, Mm, PAGE_SIZE, PageRange, PageState, Stats, VirtAddr};
 use isomem_core::bus::{AtomicOp, Bus, Span};
-use isomem_core::device::Device;
-use isomem_core::mirror::pin::{PinSlot, Pins};
+use isomem_core::mirror::pin::{PinSlot, PinnedSide};
 use isomem_core::mirror::{DeviceHandle, Mirror};
 use isomem_core::mm::MemoryConfig;
-use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::Metadata;
 use isomem_linux::sys::metadata::{MetaArc, MetadataHeap};
 use isomem_linux::{Linux, Window};
 
 use crate::apart::{MIB, Mapped};
 
-/// A device whose accesses the MMU fences, as a software device's are.
-pub(crate) struct Plain {
-    mm: Mm,
-    pub(crate) pins: Pins<MetadataHeap>,
-}
-
-impl Device for Plain {
-    fn invalidate(&self, invalidation: &Invalidation, scope: &CallbackScope<'_>) {
-        self.pins
-            .invalidate(self.mm.core().world(), invalidation, scope, &|_| {});
-    }
-
-    fn try_invalidate(&self, invalidation: &Invalidation, _: &CallbackScope<'_>) -> Answer {
-        self.pins.try_invalidate(self.mm.core().world(), invalidation)
-    }
-
-    fn release(&self) {
-        self.pins.drain(self.mm.core().world(), PageRange::ALL, &|_| {});
-    }
-}
-
 /// A device with one mirror.
 pub(crate) struct Gpu {
     pub(crate) handle: DeviceHandle<Linux>,
-    pub(crate) mirror: Mirror<Linux, Plain>,
-    device: MetaArc<Plain>,
+    pub(crate) mirror: Mirror<Linux, PinnedSide<Linux>>,
+    device: MetaArc<PinnedSide<Linux>>,
 }
 
 pub(crate) fn open() -> Mm {
@@ -56,8 +33,7 @@ pub(crate) fn gpu_of(mm: &Mm, name: &'static str, kind: MemoryKind, pages: usize
         kind,
     };
     let handle = mm.core().register(config).unwrap();
-    let pins = Pins::new(8).unwrap();
-    let device = MetadataHeap::share(Plain { mm: mm.clone(), pins }).unwrap();
+    let device = MetadataHeap::share(PinnedSide::new(mm.core(), 8).unwrap()).unwrap();
     let mirror = handle.mirror(device.clone()).unwrap();
     Gpu { handle, mirror, device }
 }
