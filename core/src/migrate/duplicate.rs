@@ -109,14 +109,9 @@ impl<W: World> MmState<W> {
     /// transit and no lock held.
     pub(crate) fn collapse_those(&self, range: PageRange, of: impl Fn(DeviceId) -> bool) {
         for (block, span) in self.blocks.known(range) {
-            let state = block.wait_settled(span.mask());
-            let has_some = state
-                .residencies
-                .iter()
-                .flatten()
-                .any(|residency| of(residency.device) && residency.duplicates.overlaps(&span.mask()));
-            drop(state);
-            if has_some {
+            // Unlocked before anything is brought home.
+            let duplicates = block.wait_settled(span.mask()).duplicates(&of);
+            if duplicates.overlaps(&span.mask()) {
                 self.home_those(span.range(), &of, Which::Duplicates, Why::Request);
             }
         }
