@@ -51,7 +51,7 @@ counters! {
     device_faults,
     /// Device misses that waited for another worker's service of the same block.
     device_faults_merged,
-    /// CPU faults on migrated pages.
+    /// CPU faults on migrated pages; each is counted before its thread goes on.
     cpu_faults,
     /// CPU faults on pages in transit.
     cpu_faults_in_transit,

@@ -59,7 +59,13 @@ impl<W: World> MmState<W> {
             why,
             arrived.pages.or(arrived.collapsed),
         );
+        self.count_home(&arrived, why);
         self.settle_home(homeward, &mut arrived);
+        arrived
+    }
+
+    /// Before the pages settle: who sees that they have finds them counted.
+    fn count_home(&self, arrived: &Arrived, why: Why) {
         let count = arrived.pages.count();
         let counter = match why {
             Why::Fault => &self.counters.pages_home_by_fault,
@@ -74,7 +80,6 @@ impl<W: World> MmState<W> {
             bytes(arrived.copied + arrived.duplicated.count()),
         );
         add(&self.counters.bytes_moved, bytes(count - arrived.copied));
-        arrived
     }
 
     /// Drops those pages whose contents the program discarded since they were collected. Later discards are the kernel's to do, at home:

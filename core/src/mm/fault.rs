@@ -93,8 +93,9 @@ impl<W: World> MmState<W> {
         };
         drop(state);
         self.streams.note(addr.get() / PAGE_SIZE, homeward.all().count());
-        let served = self.serve_home(&mut homeward, index);
+        // First: the thread goes on as soon as its page is there, and finds its fault counted.
         add(&self.counters.cpu_faults, 1);
+        let served = self.serve_home(&mut homeward, index);
         self.counters.cpu_fault_ns.record(self.world().now_ns() - began);
         served
     }
