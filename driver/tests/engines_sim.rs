@@ -4,6 +4,7 @@
 
 #[path = "../../sim/tests/common/mod.rs"]
 mod common;
+mod stories;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -12,18 +13,14 @@ use isomem_core::addr::PAGE_SIZE;
 use isomem_core::mirror::range::FaultError;
 use isomem_core::world::Access;
 use isomem_drivers::engines::{Engine, EngineError, Engines, Queue, Restores, Unit};
-use isomem_sim::journal::{Actor, Event, Journal};
+use isomem_sim::journal::Journal;
 use isomem_sim::kernel::Op;
-use isomem_sim::rig::{MM, Rig};
+use isomem_sim::rig::Rig;
 use isomem_sim::world::SimWorld;
 
-use common::{Times, explore, join, rounds, spawn, value};
+use common::{Times, explore, join, spawn, value};
+use stories::{ROUNDS, TIMES, forked_and_protected, taken_by_another_device, touch, used_by_the_program};
 
-const ROUNDS: usize = rounds(2, 200);
-const TIMES: Times = Times {
-    plain: 4,
-    schedules: 2_000,
-};
 const NAME: &str = "engines";
 const BOTH: [Engine; 2] = [Engine::Graphics, Engine::Compute];
 
@@ -34,8 +31,12 @@ fn open(rig: &Rig) -> Arc<Device> {
 }
 
 fn close(rig: &Rig, device: Arc<Device>) {
-    Arc::into_inner(device).expect("nobody uses it any more").close();
+    close_device(device);
     rig.shut_down();
+}
+
+fn close_device(device: Arc<Device>) {
+    Arc::into_inner(device).expect("nobody uses it any more").close();
 }
 
 /// A queue on the first `count` pages of the story.
@@ -55,12 +56,7 @@ fn access_if(
     let addr = (first + page) * PAGE_SIZE + word * 8;
     unit.with(addr, 8, op.access(), |world, pin| {
         may();
-        let process = world.process();
-        let (device, mm) = (NAME, MM);
-        process.kernel().journal().record(Event::Works { device, mm });
-        let (at, known) = (pin.addr() / PAGE_SIZE, pin.start().get() / PAGE_SIZE);
-        let done = process.access(Actor::Device(NAME), at, known, word, op);
-        done.expect("ENG-2: what is pinned is mapped")
+        touch(world, NAME, &pin, word, op)
     })
 }
 
@@ -95,15 +91,7 @@ fn is_released<R>(result: &Result<R, EngineError>) -> bool {
 fn under(journal: &Journal, load: impl Fn(&Rig) + Send + 'static) {
     let rig = Rig::new(journal, 2);
     let device = open(&rig);
-    let mut threads = vec![
-        spawn(&rig, "cpu", |rig| {
-            for round in 0..ROUNDS {
-                rig.cpu_write(round % 2, 0, value(1, round));
-                rig.cpu_read(round % 2, 0);
-            }
-        }),
-        spawn(&rig, "load", load),
-    ];
+    let mut threads = vec![spawn(&rig, "cpu", used_by_the_program), spawn(&rig, "load", load)];
     for (number, engine) in BOTH.into_iter().enumerate() {
         let device = device.clone();
         threads.push(spawn(&rig, ["graphics", "compute"][number], move |rig| {
@@ -132,29 +120,12 @@ fn under(journal: &Journal, load: impl Fn(&Rig) + Send + 'static) {
 
 #[test]
 fn eng_3_both_engines_go_on_while_another_device_takes_the_pages() {
-    explore(TIMES, |journal, _| {
-        under(journal, |rig| {
-            for _ in 0..ROUNDS {
-                rig.migrate(0, 2);
-                rig.home(0, 1);
-            }
-        });
-    });
+    explore(TIMES, |journal, _| under(journal, taken_by_another_device));
 }
 
 #[test]
 fn eng_3_both_engines_go_on_through_forks_and_changes_of_protection() {
-    explore(TIMES, |journal, _| {
-        under(journal, |rig| {
-            for round in 0..ROUNDS {
-                if round % 2 == 0 {
-                    rig.fork().exit();
-                } else {
-                    rig.protect(0, 1, Some(Access::Write)).unwrap();
-                }
-            }
-        });
-    });
+    explore(TIMES, |journal, _| under(journal, forked_and_protected));
 }
 
 /// A compute queue on two pages, of which the second goes and comes: while it is gone no work of the queue makes an access, to the first neither.
@@ -305,10 +276,6 @@ fn life_2_a_device_ends_while_a_queue_is_evicted_and_its_work_waits() {
         drop(queues);
         rig.shut_down();
     });
-}
-
-fn close_device(device: Arc<Device>) {
-    Arc::into_inner(device).expect("nobody uses it any more").close();
 }
 
 #[test]

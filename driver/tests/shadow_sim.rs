@@ -5,6 +5,7 @@
 
 #[path = "../../sim/tests/common/mod.rs"]
 mod common;
+mod stories;
 
 use std::sync::Arc;
 
@@ -12,18 +13,13 @@ use isomem_core::addr::PAGE_SIZE;
 use isomem_core::mirror::range::FaultError;
 use isomem_core::world::Access;
 use isomem_drivers::shadow::{Guest, GuestError, MemSlot, OpenError, Shadow};
-use isomem_sim::journal::{Actor, Event};
 use isomem_sim::kernel::Op;
-use isomem_sim::rig::{MM, Rig};
+use isomem_sim::rig::Rig;
 use isomem_sim::world::SimWorld;
 
-use common::{Times, explore, join, rounds, spawn, value};
+use common::{Times, explore, join, spawn, value};
+use stories::{ROUNDS, TIMES, touch};
 
-const ROUNDS: usize = rounds(2, 200);
-const TIMES: Times = Times {
-    plain: 4,
-    schedules: 2_000,
-};
 const NAME: &str = "guest";
 /// The guest's number of the story's first page.
 const GFN: usize = 0x10;
@@ -44,14 +40,7 @@ fn close(rig: &Rig, machine: Arc<Machine>) {
 /// One access of the guest to a word of page `page`.
 fn access(guest: &mut Guest<'_, SimWorld>, page: usize, word: usize, op: Op) -> Result<u64, GuestError> {
     let gpa = (GFN + page) * PAGE_SIZE + word * 8;
-    guest.with(gpa, 8, op.access(), |world, pin| {
-        let process = world.process();
-        let (device, mm) = (NAME, MM);
-        process.kernel().journal().record(Event::Works { device, mm });
-        let (at, known) = (pin.addr() / PAGE_SIZE, pin.start().get() / PAGE_SIZE);
-        let done = process.access(Actor::Device(NAME), at, known, word, op);
-        done.expect("SHD-3: what is pinned is mapped")
-    })
+    guest.with(gpa, 8, op.access(), |world, pin| touch(world, NAME, &pin, word, op))
 }
 
 fn one(machine: &Machine, page: usize, word: usize, op: Op) -> Result<u64, GuestError> {

@@ -4,6 +4,7 @@
 
 #[path = "../../sim/tests/common/mod.rs"]
 mod common;
+mod stories;
 
 use std::sync::Arc;
 
@@ -11,18 +12,14 @@ use isomem_core::addr::PAGE_SIZE;
 use isomem_core::notifier::{Blocking, Cause};
 use isomem_core::world::Access;
 use isomem_drivers::userptr::{Job, Object, Policy, Stopped, SubmitError, UserPtr};
-use isomem_sim::journal::{Actor, Event, Journal};
+use isomem_sim::journal::Journal;
 use isomem_sim::kernel::Op;
-use isomem_sim::rig::{MM, Rig};
+use isomem_sim::rig::Rig;
 use isomem_sim::world::SimWorld;
 
-use common::{Times, explore, join, rounds, spawn, value};
+use common::{Times, explore, join, spawn, value};
+use stories::{ROUNDS, TIMES, forked_and_protected, taken_by_another_device, touch, used_by_the_program};
 
-const ROUNDS: usize = rounds(2, 200);
-const TIMES: Times = Times {
-    plain: 4,
-    schedules: 2_000,
-};
 const NAME: &str = "userptr";
 
 type Device = UserPtr<SimWorld>;
@@ -47,12 +44,7 @@ fn pages(rig: &Rig, device: &Device, count: usize, policy: Policy) -> Object<Sim
 fn access(job: &mut Job<'_, SimWorld>, page: usize, word: usize, op: Op) -> Result<u64, Stopped> {
     let offset = page * PAGE_SIZE + word * 8;
     job.with(0, offset, 8, op.access(), |world, pin| {
-        let process = world.process();
-        let (device, mm) = (NAME, MM);
-        process.kernel().journal().record(Event::Works { device, mm });
-        let (at, known) = (pin.addr() / PAGE_SIZE, pin.start().get() / PAGE_SIZE);
-        let done = process.access(Actor::Device(NAME), at, known, word, op);
-        done.expect("USR-2: what is pinned is mapped")
+        touch(world, NAME, &pin, word, op)
     })
 }
 
@@ -78,12 +70,7 @@ fn under(journal: &Journal, load: impl Fn(&Rig) + Send + 'static) {
     let device = open(&rig);
     let worker = device.clone();
     let threads = vec![
-        spawn(&rig, "cpu", |rig| {
-            for round in 0..ROUNDS {
-                rig.cpu_write(round % 2, 0, value(1, round));
-                rig.cpu_read(round % 2, 0);
-            }
-        }),
+        spawn(&rig, "cpu", used_by_the_program),
         spawn(&rig, "gpu", move |rig| {
             let object = pages(rig, &worker, 2, Policy::Survives);
             for round in 0..ROUNDS {
@@ -110,29 +97,12 @@ fn under(journal: &Journal, load: impl Fn(&Rig) + Send + 'static) {
 
 #[test]
 fn usr_1_work_is_whole_or_cancelled_while_another_device_takes_the_pages() {
-    explore(TIMES, |journal, _| {
-        under(journal, |rig| {
-            for _ in 0..ROUNDS {
-                rig.migrate(0, 2);
-                rig.home(0, 1);
-            }
-        });
-    });
+    explore(TIMES, |journal, _| under(journal, taken_by_another_device));
 }
 
 #[test]
 fn usr_4_objects_outlive_forks_and_changes_of_protection() {
-    explore(TIMES, |journal, _| {
-        under(journal, |rig| {
-            for round in 0..ROUNDS {
-                if round % 2 == 0 {
-                    rig.fork().exit();
-                } else {
-                    rig.protect(0, 1, Some(Access::Write)).unwrap();
-                }
-            }
-        });
-    });
+    explore(TIMES, |journal, _| under(journal, forked_and_protected));
 }
 
 #[test]
