@@ -36,7 +36,7 @@ fn take_span(world: &Linux, span: &Span<'_>, page: &mut [u8; PAGE_SIZE]) -> Resu
 }
 
 /// The memory that a driver works on, in the address space that it mirrors.
-struct Place {
+pub(super) struct Place {
     mm: Mm,
     range: PageRange,
     window: Window,
@@ -50,9 +50,27 @@ impl Place {
             window: window(memory),
         })
     }
+}
+
+/// What a driver does on a place.
+pub(super) trait Works: Sync {
+    /// See [`Driver::work`].
+    fn work(&self, place: &Place, units: usize, count: usize) -> Result<(), BenchError>;
+}
+
+/// Dropped in the order of its fields.
+pub(super) struct Ours<D> {
+    driver: D,
+    place: Place,
+}
+
+impl<D: Works> Driver for Ours<D> {
+    fn work(&self, units: usize, count: usize) -> Result<(), BenchError> {
+        self.driver.work(&self.place, units, count)
+    }
 
     fn invalidate(&self, page: PageRange) -> Result<(), BenchError> {
-        protect_as_it_is(&self.mm, page, Access::Write).map_err(refused)
+        protect_as_it_is(&self.place.mm, page, Access::Write).map_err(refused)
     }
 }
 
@@ -61,10 +79,9 @@ pub(super) struct OurSvm {
     context: Context<Linux>,
     _svm: Svm<Linux>,
     _device: DeviceHandle<Linux>,
-    place: Place,
 }
 
-pub(super) fn svm(memory: &Memory) -> Result<OurSvm, BenchError> {
+pub(super) fn svm(memory: &Memory) -> Result<Ours<OurSvm>, BenchError> {
     let place = Place::new(memory)?;
     let config = MemoryConfig {
         name: "svm",
@@ -74,17 +91,17 @@ pub(super) fn svm(memory: &Memory) -> Result<OurSvm, BenchError> {
     };
     let device = place.mm.core().register(config).map_err(refused)?;
     let svm = Svm::new(place.mm.core()).map_err(refused)?;
-    Ok(OurSvm {
+    let driver = OurSvm {
         context: svm.open(&device, Home::InPlace).map_err(refused)?,
         _svm: svm,
         _device: device,
-        place,
-    })
+    };
+    Ok(Ours { driver, place })
 }
 
-impl Driver for OurSvm {
-    fn work(&self, units: usize, count: usize) -> Result<(), BenchError> {
-        let (start, window) = (self.place.range.start(), self.place.window);
+impl Works for OurSvm {
+    fn work(&self, place: &Place, units: usize, count: usize) -> Result<(), BenchError> {
+        let (start, window) = (place.range.start(), place.window);
         let items: Result<Vec<_>, _> = (0..units)
             .map(|unit| {
                 self.context.launch(move |lane| {
@@ -103,29 +120,19 @@ impl Driver for OurSvm {
             .into_iter()
             .try_for_each(|item| item.wait().map_err(refused))
     }
-
-    fn invalidate(&self, page: PageRange) -> Result<(), BenchError> {
-        self.place.invalidate(page)
-    }
 }
 
-pub(super) struct OurUserPtr {
-    device: UserPtr<Linux>,
-    place: Place,
-}
-
-pub(super) fn userptr(memory: &Memory) -> Result<OurUserPtr, BenchError> {
+pub(super) fn userptr(memory: &Memory) -> Result<Ours<UserPtr<Linux>>, BenchError> {
     let place = Place::new(memory)?;
-    let device = UserPtr::new(place.mm.core()).map_err(refused)?;
-    Ok(OurUserPtr { device, place })
+    let driver = UserPtr::new(place.mm.core()).map_err(refused)?;
+    Ok(Ours { driver, place })
 }
 
-impl Driver for OurUserPtr {
-    fn work(&self, units: usize, count: usize) -> Result<(), BenchError> {
-        let (range, window) = (self.place.range, self.place.window);
+impl Works for UserPtr<Linux> {
+    fn work(&self, place: &Place, units: usize, count: usize) -> Result<(), BenchError> {
+        let (range, window) = (place.range, place.window);
         each_unit(units, |unit| {
             let object = self
-                .device
                 .object(range.start(), range.len_bytes(), Access::Write, Policy::Survives)
                 .map_err(refused)?;
             let done = Arc::new(AtomicUsize::new(0));
@@ -137,7 +144,7 @@ impl Driver for OurUserPtr {
                 }
                 let wanted = JOB.min(count - before);
                 let (taken, mut places) = (done.clone(), Places::new(unit, before));
-                let job = self.device.submit(&[&object], Blocking::May, move |job| {
+                let job = self.submit(&[&object], Blocking::May, move |job| {
                     let mut page = [0; PAGE_SIZE];
                     for _ in 0..wanted {
                         let took = job.with(0, places.next(), PAGE_SIZE, Access::Write, |world, pin| {
@@ -155,35 +162,26 @@ impl Driver for OurUserPtr {
             }
         })
     }
-
-    fn invalidate(&self, page: PageRange) -> Result<(), BenchError> {
-        self.place.invalidate(page)
-    }
 }
 
 /// The guest's number of its first page.
 const GFN: usize = 0x100;
 
-pub(super) struct OurShadow {
-    machine: Shadow<Linux>,
-    place: Place,
-}
-
-pub(super) fn shadow(memory: &Memory) -> Result<OurShadow, BenchError> {
+pub(super) fn shadow(memory: &Memory) -> Result<Ours<Shadow<Linux>>, BenchError> {
     let place = Place::new(memory)?;
     let slot = MemSlot {
         first_gfn: GFN,
         host: place.range,
     };
-    let machine = Shadow::new(place.mm.core(), &[slot]).map_err(refused)?;
-    Ok(OurShadow { machine, place })
+    let driver = Shadow::new(place.mm.core(), &[slot]).map_err(refused)?;
+    Ok(Ours { driver, place })
 }
 
-impl Driver for OurShadow {
-    fn work(&self, units: usize, count: usize) -> Result<(), BenchError> {
-        let window = self.place.window;
+impl Works for Shadow<Linux> {
+    fn work(&self, place: &Place, units: usize, count: usize) -> Result<(), BenchError> {
+        let window = place.window;
         each_unit(units, |unit| {
-            let ran = self.machine.run(move |guest| {
+            let ran = self.run(move |guest| {
                 let (mut places, mut page) = (Places::new(unit, 0), [0; PAGE_SIZE]);
                 (0..count).try_for_each(|_| {
                     let gpa = GFN * PAGE_SIZE + places.next();
@@ -196,29 +194,20 @@ impl Driver for OurShadow {
             ran.map_err(refused)
         })
     }
-
-    fn invalidate(&self, page: PageRange) -> Result<(), BenchError> {
-        self.place.invalidate(page)
-    }
 }
 
-pub(super) struct OurOdp {
-    nic: Nic<Linux>,
-    place: Place,
-}
-
-pub(super) fn odp(memory: &Memory) -> Result<OurOdp, BenchError> {
+pub(super) fn odp(memory: &Memory) -> Result<Ours<Nic<Linux>>, BenchError> {
     let place = Place::new(memory)?;
-    let nic = Nic::open(place.mm.core()).map_err(refused)?;
-    Ok(OurOdp { nic, place })
+    let driver = Nic::open(place.mm.core()).map_err(refused)?;
+    Ok(Ours { driver, place })
 }
 
-impl Driver for OurOdp {
-    fn work(&self, units: usize, count: usize) -> Result<(), BenchError> {
-        let (range, window) = (self.place.range, self.place.window);
-        let key = self.nic.register(window, Some(range), Access::Write).map_err(refused)?;
+impl Works for Nic<Linux> {
+    fn work(&self, place: &Place, units: usize, count: usize) -> Result<(), BenchError> {
+        let (range, window) = (place.range, place.window);
+        let key = self.register(window, Some(range), Access::Write).map_err(refused)?;
         each_unit(units, |unit| {
-            let queue = self.nic.queue().map_err(refused)?;
+            let queue = self.queue().map_err(refused)?;
             let mut places = Places::new(unit, 0);
             let collect = || match queue.wait().map_err(refused)? {
                 Some(completion) => completion.result.map(drop).map_err(refused),
@@ -238,11 +227,7 @@ impl Driver for OurOdp {
             }
             (0..DEPTH.min(count)).try_for_each(|_| collect())
         })?;
-        self.nic.deregister(key).map_err(refused)
-    }
-
-    fn invalidate(&self, page: PageRange) -> Result<(), BenchError> {
-        self.place.invalidate(page)
+        self.deregister(key).map_err(refused)
     }
 }
 
@@ -250,23 +235,22 @@ impl Driver for OurOdp {
 pub(super) struct OurEngines {
     queues: [Queue<Linux>; 2],
     _engines: Engines<Linux>,
-    place: Place,
 }
 
-pub(super) fn engines(memory: &Memory) -> Result<OurEngines, BenchError> {
+pub(super) fn engines(memory: &Memory) -> Result<Ours<OurEngines>, BenchError> {
     let place = Place::new(memory)?;
     let engines = Engines::new(place.mm.core()).map_err(refused)?;
     let queue = |engine| engines.queue(engine, place.range, Access::Write).map_err(refused);
-    Ok(OurEngines {
+    let driver = OurEngines {
         queues: [queue(Engine::Graphics)?, queue(Engine::Compute)?],
         _engines: engines,
-        place,
-    })
+    };
+    Ok(Ours { driver, place })
 }
 
-impl Driver for OurEngines {
-    fn work(&self, units: usize, count: usize) -> Result<(), BenchError> {
-        let (start, window) = (self.place.range.start(), self.place.window);
+impl Works for OurEngines {
+    fn work(&self, place: &Place, units: usize, count: usize) -> Result<(), BenchError> {
+        let (start, window) = (place.range.start(), place.window);
         let works: Result<Vec<_>, _> = (0..units)
             .map(|number| {
                 self.queues[number].launch(move |unit| {
@@ -285,9 +269,5 @@ impl Driver for OurEngines {
             .map_err(refused)?
             .into_iter()
             .try_for_each(|work| work.wait().map_err(refused))
-    }
-
-    fn invalidate(&self, page: PageRange) -> Result<(), BenchError> {
-        self.place.invalidate(page)
     }
 }
