@@ -274,28 +274,15 @@ impl<W: World> Unit<'_, W> {
             });
         }
         let wanted: Wanted = (VirtAddr::new(addr)?, len_bytes, access);
-        let mut reach = Some(reach);
-        if let Some(done) = self.walk(wanted, &mut reach)? {
-            return Ok(done);
+        if let Some(pin) = self.pin(wanted)? {
+            return Ok(reach(queue.state().mm().world(), pin));
         }
-        let done = match queue.seat {
-            Some(seat) => queue.desk.wait_for(seat, &mut || self.walk(wanted, &mut reach)),
-            // The access is made with the look still under way: who misses for the core's patience long gets its turn.
-            None => queue.state().fault_then(pages, &[(pages, access)], &mut |_| {
-                let walked = self.walk(wanted, &mut reach).transpose();
-                walked.map_or(Attempt::Retry, Attempt::Done)
-            })?,
-        };
-        Ok(done?)
+        self.miss(pages, wanted, reach)
     }
 
-    /// One access, if its pages are there and the queue runs.
-    #[inline]
-    fn walk<R>(
-        &mut self,
-        (addr, len_bytes, access): Wanted,
-        reach: &mut Option<impl FnOnce(&W, Pin<'_>) -> R>,
-    ) -> Result<Option<R>, FaultError> {
+    /// The pin of an access, if its pages are there and the queue runs.
+    #[inline(always)]
+    fn pin(&mut self, (addr, len_bytes, access): Wanted) -> Result<Option<Pin<'_>>, FaultError> {
         let Some(pin) = self.slot.pin(addr, len_bytes, access) else {
             return Ok(None);
         };
@@ -304,9 +291,34 @@ impl<W: World> Unit<'_, W> {
         if state.is_released() {
             return Err(FaultError::Released);
         }
-        if self.queue.seat.is_some_and(|seat| !state.device().runs(seat)) {
-            return Ok(None);
-        }
-        Ok(reach.take().map(|reach| reach(state.mm().world(), pin)))
+        let runs = self.queue.seat.is_none_or(|seat| state.device().runs(seat));
+        Ok(runs.then_some(pin))
+    }
+
+    /// Waits until the access can be made, and makes it. Apart from those that can be made at once, which are to be short.
+    #[cold]
+    fn miss<R>(
+        &mut self,
+        pages: PageRange,
+        wanted: Wanted,
+        reach: impl FnOnce(&W, Pin<'_>) -> R,
+    ) -> Result<R, EngineError> {
+        let queue = self.queue;
+        let mut reach = Some(reach);
+        let mut access = || {
+            let pin = self.pin(wanted)?;
+            Ok(pin.map(|pin| {
+                let reach = reach.take().expect("the access is made once");
+                reach(queue.state().mm().world(), pin)
+            }))
+        };
+        let done = match queue.seat {
+            Some(seat) => queue.desk.wait_for(seat, &mut access),
+            // The access is made with the look still under way: who misses for the core's patience long gets its turn.
+            None => queue.state().fault_then(pages, &[(pages, wanted.2)], &mut |_| {
+                access().transpose().map_or(Attempt::Retry, Attempt::Done)
+            })?,
+        };
+        Ok(done?)
     }
 }

@@ -42,8 +42,8 @@ use isomem_core::mm::{EntryError, Mm};
 use isomem_core::notifier::Attempt;
 use isomem_core::world::{Access, OutOfMetadata, World};
 
-pub use entries::Side;
-
+use self::entries::At;
+pub use self::entries::Side;
 use crate::link::Link;
 
 /// Runs of guest pages that a machine can have.
@@ -228,30 +228,39 @@ impl<W: World> Guest<'_, W> {
             len_bytes: len_bytes.min(PAGE_SIZE - gpa % PAGE_SIZE),
             access,
         };
-        let mut reach = Some(reach);
-        if let Some(done) = self.walk(wanted, &mut reach) {
-            return Ok(done);
+        if let Some(pin) = self.pin(wanted) {
+            return Ok(reach(state.mm().world(), pin));
         }
+        self.miss(at, wanted, reach)
+    }
+
+    /// The pin of an access that the shadow permits.
+    #[inline(always)]
+    fn pin(&mut self, wanted: Wanted) -> Option<Pin<'_>> {
+        let pin = self.slot.pin(wanted.addr, wanted.len_bytes, wanted.access)?;
+        // After the pin was published: who takes the entry away sees the pin, or this sees that it is gone.
+        let permitted = self.state.device().permits(wanted.index, wanted.access);
+        permitted.then_some(pin)
+    }
+
+    /// Makes the entry, and the access. Apart from accesses that need none, which are to be short.
+    #[cold]
+    fn miss<R>(&mut self, at: At, wanted: Wanted, reach: impl FnOnce(&W, Pin<'_>) -> R) -> Result<R, GuestError> {
+        let state = self.state;
+        let side = state.device();
         let around = side.around(at);
-        let done = state.fault_then(around.range, &[(at.page, access)], &mut |seen_in| {
-            if !side.enter(state.table(), seen_in, around, at, access) {
+        let mut reach = Some(reach);
+        let done = state.fault_then(around.range, &[(at.page, wanted.access)], &mut |seen_in| {
+            if !side.enter(state.table(), seen_in, around, at, wanted.access) {
                 return Attempt::Retry;
             }
             // With the look still under way: who misses for the core's patience long gets its turn.
-            self.walk(wanted, &mut reach).map_or(Attempt::Retry, Attempt::Done)
+            let Some(pin) = self.pin(wanted) else {
+                return Attempt::Retry;
+            };
+            let reach = reach.take().expect("the access is made once");
+            Attempt::Done(reach(state.mm().world(), pin))
         })?;
         Ok(done)
-    }
-
-    /// One access by the shadow, if that permits it.
-    #[inline]
-    fn walk<R>(&mut self, wanted: Wanted, reach: &mut Option<impl FnOnce(&W, Pin<'_>) -> R>) -> Option<R> {
-        let pin = self.slot.pin(wanted.addr, wanted.len_bytes, wanted.access)?;
-        // After the pin was published: who takes the entry away sees the pin, or this sees that it is gone.
-        if !self.state.device().permits(wanted.index, wanted.access) {
-            return None;
-        }
-        let reach = reach.take()?;
-        Some(reach(self.state.mm().world(), pin))
     }
 }

@@ -29,19 +29,37 @@ pub struct Side<W: World> {
     mm: Mm<W>,
     pub(super) pins: Pins<W::Meta>,
     released: AtomicBool,
-    slots: [Option<MemSlot>; MAX_SLOTS],
+    slots: [Option<Placed>; MAX_SLOTS],
     /// One for each page of the slots, one slot after another.
     entries: Vec<AtomicU64, W::Meta>,
     /// Who changes entries, but for `ACCESSED`.
     mmu: Mutex<()>,
 }
 
+/// A slot, and where its entries are.
+#[derive(Clone, Copy)]
+struct Placed {
+    slot: MemSlot,
+    /// The number of its first entry.
+    base: usize,
+}
+
+impl Placed {
+    #[inline]
+    fn at(self, gfn: usize) -> Option<At> {
+        let page = self.slot.index(gfn)?;
+        Some(At {
+            placed: self,
+            index: self.base + page,
+            page: self.slot.host.skip(page)?.take(1),
+        })
+    }
+}
+
 /// A guest page: its entry, and the program's page that it is.
 #[derive(Clone, Copy)]
 pub(super) struct At {
-    slot: MemSlot,
-    /// The number of the slot's first entry.
-    base: usize,
+    placed: Placed,
     pub(super) index: usize,
     pub(super) page: PageRange,
 }
@@ -67,7 +85,10 @@ impl<W: World> Side<W> {
         }
         let mut entries = Vec::new_in(W::Meta::default());
         for (place, slot) in slots.iter_mut().zip(given) {
-            *place = Some(*slot);
+            *place = Some(Placed {
+                slot: *slot,
+                base: entries.len(),
+            });
             let count = slot.host.page_count();
             entries.try_reserve_exact(count).map_err(|_| OutOfMetadata)?;
             entries.extend((0..count).map(|_| AtomicU64::new(0)));
@@ -82,32 +103,17 @@ impl<W: World> Side<W> {
         })
     }
 
-    /// The slots, each with the number of its first entry.
-    fn slots(&self) -> impl Iterator<Item = (usize, MemSlot)> + '_ {
-        self.slots.iter().flatten().scan(0, |next, slot| {
-            let base = *next;
-            *next += slot.host.page_count();
-            Some((base, *slot))
-        })
-    }
-
+    #[inline]
     pub(super) fn find(&self, gfn: usize) -> Option<At> {
-        self.slots().find_map(|(base, slot)| {
-            let page = slot.index(gfn)?;
-            Some(At {
-                slot,
-                base,
-                index: base + page,
-                page: slot.host.skip(page)?.take(1),
-            })
-        })
+        self.slots.iter().flatten().find_map(|placed| placed.at(gfn))
     }
 
     /// These guest pages, if one slot has them all.
     pub(super) fn pages(&self, first_gfn: usize, count: usize) -> Result<Pages, GuestError> {
         let at = self.find(first_gfn).ok_or(GuestError::NoSlot(first_gfn))?;
-        let page = at.index - at.base;
+        let page = at.index - at.placed.base;
         let range = at
+            .placed
             .slot
             .host
             .skip(page)
@@ -119,10 +125,15 @@ impl<W: World> Side<W> {
 
     /// What is entered with a guest page, and so what its look covers (SHD-2).
     pub(super) fn around(&self, at: At) -> Pages {
-        let first = (at.index - at.base) / AROUND * AROUND;
-        let range = at.slot.host.skip(first).map_or(at.page, |rest| rest.take(AROUND));
+        let first = (at.index - at.placed.base) / AROUND * AROUND;
+        let range = at
+            .placed
+            .slot
+            .host
+            .skip(first)
+            .map_or(at.page, |rest| rest.take(AROUND));
         Pages {
-            first: at.base + first,
+            first: at.placed.base + first,
             range,
         }
     }
@@ -212,7 +223,7 @@ impl<W: World> Side<W> {
 
     /// Erases the entries of these pages of the program but for what the log says; the caller holds `mmu`. Two slots may have the same pages.
     fn zap(&self, range: PageRange) {
-        for (base, slot) in self.slots() {
+        for Placed { slot, base } in self.slots.iter().flatten() {
             let Some(part) = slot.host.intersect(range) else {
                 continue;
             };
