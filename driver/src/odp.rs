@@ -16,6 +16,8 @@
 //!   they enter pages in the table, which is everybody's, and then find the region gone.
 //! - ODP-3: each work request that was accepted gets one completion, in order; after a failed one those that follow are flushed untouched.
 //! - ODP-4: a key is never used again for another region.
+//! - ODP-5: whoever waits for a completion is told before the engine serves a miss, works on another packet, or sleeps. While requests are done one after the
+//!   other at once, it is told of some together.
 //!
 //! # Locking
 //! `regions` and a queue's `rings`, both leaves. Neither is held while the core is called.
@@ -39,12 +41,12 @@ use isomem_core::mirror::pin::{PinSlot, PinnedSide, Wanted};
 use isomem_core::mirror::range::{FaultError, Placement};
 use isomem_core::mirror::{Busy, DeviceHandle, Mirror};
 use isomem_core::mm::{EntryError, Mm};
-use isomem_core::sync::{Mutex, Ordering};
+use isomem_core::sync::Mutex;
 use isomem_core::world::{Access, Metadata, OutOfMetadata, WorldError};
 
 pub use self::queue::{Completion, DEPTH, Queue, Work};
 pub use self::region::{Key, MAX_REGIONS, Segment};
-use self::region::{Region, Regions};
+use self::region::{Known, Region, Regions};
 pub use crate::link::OpenError;
 use crate::link::{Shared, without_memory};
 
@@ -157,8 +159,7 @@ impl<W: Bus> Nic<W> {
     pub fn deregister(&self, key: Key) -> Result<(), OdpError> {
         self.card.mirror.synchronize()?;
         let region = self.card.regions.lock().remove(key).ok_or(OdpError::NoRegion(key))?;
-        // SeqCst pairs with the look in `Card::reach`: it sees the mark, or the pin is seen here.
-        region.registered.store(false, Ordering::SeqCst);
+        region.end();
         self.card.mirror.state().device().drain(region.range);
         Ok(())
     }
@@ -184,10 +185,14 @@ impl<W: Bus> Card<W> {
         self.mirror.state().mm().world()
     }
 
-    /// The region of a segment that lies in it and may be accessed so.
-    fn find(&self, segment: &Segment, access: Access) -> Result<Shared<W, Region<W>>, OdpError> {
-        let found = self.regions.lock().get(segment.key);
-        let region = found.ok_or(OdpError::NoRegion(segment.key))?;
+    /// The region of a segment that lies in it and may be accessed so. Kept in `known`, and found there the next time: no other region gets its key (ODP-4).
+    fn find<'k>(&self, known: &'k mut Known<W>, segment: &Segment, access: Access) -> Result<&'k Region<W>, OdpError> {
+        if known.as_ref().is_none_or(|(key, _)| *key != segment.key) {
+            *known = self.regions.lock().get(segment.key).map(|region| (segment.key, region));
+        }
+        let found = known.as_ref().map(|(_, region)| &**region);
+        let region = found.filter(|region| region.is_registered());
+        let region = region.ok_or(OdpError::NoRegion(segment.key))?;
         let permitted = region.permits(segment.addr, segment.len_bytes, access);
         permitted.then_some(region).ok_or(segment.refused(access))
     }
@@ -197,7 +202,7 @@ impl<W: Bus> Card<W> {
             Advice::Prefetch | Advice::Resident => Access::Read,
             Advice::PrefetchWrite => Access::Write,
         };
-        self.find(segment, access)?;
+        self.find(&mut None, segment, access)?;
         let range = PageRange::covering(segment.addr, segment.len_bytes).map_err(|_| segment.refused(access))?;
         let mapped = match advice {
             Advice::Prefetch | Advice::PrefetchWrite => self.mirror.fault(range, access)?,
@@ -206,19 +211,22 @@ impl<W: Bus> Card<W> {
         Ok(mapped.pages)
     }
 
-    /// One access of a work request through `region` (ODP-1).
+    /// One access of a work request through `region` (ODP-1). `missed` is called before a miss is served.
     fn reach<R>(
         &self,
         slot: &mut PinSlot<'_, W::Meta>,
         (key, region): (Key, &Region<W>),
         wanted: Wanted,
+        missed: &dyn Fn(),
         by: impl FnOnce(&W, Span<'_>) -> Result<R, BusError>,
     ) -> Result<R, OdpError> {
-        let state = self.mirror.state();
-        let reached = state.reach(slot, &region.window, wanted, Placement::InPlace, |world, span| {
-            // SeqCst pairs with the mark in `deregister`.
-            let registered = region.registered.load(Ordering::SeqCst);
-            registered.then(|| by(world, span)).transpose()
+        let (state, (addr, _, access)) = (self.mirror.state(), wanted);
+        let mut serve = |_| {
+            missed();
+            state.service_miss(addr, access, Placement::InPlace).map(drop)
+        };
+        let reached = state.reach_served(slot, &region.window, wanted, &mut serve, |world, span| {
+            region.is_registered().then(|| by(world, span)).transpose()
         });
         reached?.ok_or(OdpError::NoRegion(key))
     }

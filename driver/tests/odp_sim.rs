@@ -5,8 +5,14 @@
 #[path = "../../sim/tests/common/mod.rs"]
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use isomem_core::addr::PAGE_SIZE;
+use isomem_core::device::Device;
 use isomem_core::mirror::copy::ReachError;
-use isomem_core::mm::EntryError;
+use isomem_core::mm::{EntryError, MemoryConfig, MemoryKind};
+use isomem_core::notifier::{Answer, CallbackScope, Invalidation};
 use isomem_core::world::Access;
 use isomem_drivers::odp::{Advice, Completion, Key, Nic, OdpError, Queue, Segment, Work};
 use isomem_sim::journal::Journal;
@@ -177,6 +183,68 @@ fn mig_13_advice_brings_in_or_maps_what_is_there_and_asks_for_no_more_than_the_r
             let (segment, advice) = (all, Advice::Resident);
             let queue = nic.queue().unwrap();
             assert_eq!(one(&queue, 1, Work::Advise { advice, segment }), Ok(3));
+        });
+    });
+}
+
+/// A device in whose callback an invalidation stays until it is let go.
+struct Gate {
+    rig: Rig,
+    closed: Arc<AtomicBool>,
+    reached: Arc<AtomicBool>,
+}
+
+impl Device for Gate {
+    fn invalidate(&self, _invalidation: &Invalidation, _scope: &CallbackScope<'_>) {
+        self.reached.store(true, SeqCst);
+        until(&self.rig, || !self.closed.load(SeqCst));
+    }
+
+    fn try_invalidate(&self, _invalidation: &Invalidation, _scope: &CallbackScope<'_>) -> Answer {
+        Answer::Done
+    }
+
+    fn release(&self) {}
+}
+
+fn until(rig: &Rig, there: impl Fn() -> bool) {
+    while !there() && !rig.journal().is_decided() {
+        rig.kernel().pause(1);
+    }
+}
+
+/// The second request's page cannot be had before somebody acts who waits for the first request: who is told late is never told.
+#[test]
+fn odp_5_a_completion_is_told_before_a_miss_that_takes_long() {
+    explore(TIMES, |journal, _| {
+        with_nic(journal, 2, |rig, nic| {
+            let key = implicit(nic);
+            let queue = nic.queue().unwrap();
+            assert_eq!(one(&queue, 0, copy(rig, key, 0, 0)), Ok(32));
+            let [closed, reached] = [true, false].map(|is| Arc::new(AtomicBool::new(is)));
+            let memory = MemoryConfig {
+                name: "gate",
+                capacity_bytes: PAGE_SIZE,
+                mirror_budget_bytes: Some(0),
+                kind: MemoryKind::Private,
+            };
+            let handle = rig.mm().register(memory).unwrap();
+            let gate = Gate {
+                rig: rig.clone(),
+                closed: closed.clone(),
+                reached: reached.clone(),
+            };
+            let mirror = handle.mirror(Arc::new(gate)).unwrap();
+            let discard = spawn(rig, "discard", |rig| rig.discard(1, 1).unwrap());
+            until(rig, || reached.load(SeqCst));
+            queue.post(1, copy(rig, key, 0, 0)).unwrap();
+            queue.post(2, copy(rig, key, 1, 1)).unwrap();
+            assert_eq!(queue.wait().unwrap().map(|done| done.id), Some(1));
+            closed.store(false, SeqCst);
+            assert_eq!(queue.wait().unwrap().map(|done| done.id), Some(2));
+            discard.join().unwrap();
+            mirror.unregister().unwrap();
+            handle.unregister().unwrap();
         });
     });
 }

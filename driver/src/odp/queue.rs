@@ -2,12 +2,12 @@
 
 use allocator_api2::vec::Vec;
 use isomem_core::addr::{PAGE_SIZE, VirtAddr};
-use isomem_core::bus::{AtomicOp, Bus};
-use isomem_core::mirror::pin::PinSlot;
-use isomem_core::sync::{Condvar, Mutex};
+use isomem_core::bus::{AtomicOp, Bus, BusError, Span};
+use isomem_core::mirror::pin::{PinSlot, Wanted};
+use isomem_core::sync::{Condvar, Mutex, MutexGuard, spin_loop};
 use isomem_core::world::{Access, Metadata, OutOfMetadata};
 
-use super::{Advice, Card, Key, OdpError, Region, Segment};
+use super::{Advice, Card, Key, Known, OdpError, Region, Segment};
 use crate::link::Shared;
 use crate::work::STACK_BYTES;
 
@@ -15,6 +15,11 @@ use crate::work::STACK_BYTES;
 pub const DEPTH: usize = 16;
 /// Bytes that travel at a time.
 const PACKET_BYTES: usize = PAGE_SIZE;
+/// Completions for which whoever waits is woken while there are more requests.
+const MODERATION: usize = 4;
+/// Looks at the rings before sleeping, and spins between them: some microseconds.
+const LOOKS: usize = if cfg!(feature = "shuttle") { 1 } else { 4 };
+const SPINS: usize = if cfg!(feature = "shuttle") { 1 } else { 16 };
 
 /// What a card does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +83,8 @@ struct Rings<M: Metadata> {
     busy: bool,
     /// The engine is asleep: it has to be told of a request.
     idle: bool,
-    /// Threads that wait for a completion, and have to be told of one.
-    waiters: usize,
+    /// Somebody waits for a completion, and was not told of one since.
+    awaited: bool,
     /// A request failed: those that follow are flushed.
     failed: bool,
     stop: bool,
@@ -95,7 +100,7 @@ impl<M: Metadata> Rings<M> {
             completions,
             busy: false,
             idle: false,
-            waiters: 0,
+            awaited: false,
             failed: false,
             stop: false,
         })
@@ -153,14 +158,15 @@ impl<W: Bus> Queue<W> {
     #[doc(alias = "ibv_poll_cq")]
     pub fn wait(&self) -> Result<Option<Completion>, OdpError> {
         self.shared.card.mirror.synchronize()?;
-        let mut rings = self.shared.rings.lock();
+        let mut rings = self
+            .shared
+            .look_for(|rings| !rings.completions.is_empty() || rings.len() == 0);
         while rings.completions.is_empty() {
             if rings.len() == 0 {
                 return Ok(None);
             }
-            rings.waiters += 1;
+            rings.awaited = true;
             rings = self.shared.completed.wait(rings);
-            rings.waiters -= 1;
         }
         Ok(Some(rings.completions.remove(0)))
     }
@@ -191,20 +197,22 @@ impl<W: Bus> State<W> {
     fn run(&self) {
         let state = self.card.mirror.state();
         // There are as many places as queues, and each engine gives its own back.
-        let mut slot = state
-            .device()
-            .pins
-            .claim(state.table())
-            .expect("a place for each queue");
+        let slot = state.device().pins.claim(state.table());
+        let mut port = Port {
+            slot: slot.expect("a place for each queue"),
+            source: None,
+            target: None,
+            packet: Packet([0; PACKET_BYTES]),
+        };
         while let Some((id, work)) = self.next() {
-            let result = work.and_then(|work| self.card.perform(&mut slot, work));
+            let result = work.and_then(|work| self.perform(&mut port, work));
             self.complete(Completion { id, result });
         }
     }
 
     /// The next request, or that it is to be flushed (ODP-3). `None` when the queue ends.
     fn next(&self) -> Option<(u64, Result<Work, OdpError>)> {
-        let mut rings = self.rings.lock();
+        let mut rings = self.look_for(|rings| rings.stop || !rings.requests.is_empty());
         loop {
             if rings.stop {
                 return None;
@@ -226,7 +234,36 @@ impl<W: Bus> State<W> {
         rings.busy = false;
         rings.failed |= completion.result.is_err();
         rings.completions.push(completion);
-        let awaited = rings.waiters > 0;
+        // Whoever waits is woken once for some completions, but not kept waiting for a request that takes long (ODP-5).
+        if rings.requests.is_empty() || rings.completions.len() >= MODERATION {
+            self.tell(rings);
+        }
+    }
+
+    /// Looks a few times before somebody goes to sleep: the other side takes less for a request than to sleep and be woken takes.
+    fn look_for(&self, there: impl Fn(&Rings<W::Meta>) -> bool) -> MutexGuard<'_, Rings<W::Meta>> {
+        let mut rings = self.rings.lock();
+        for _ in 0..LOOKS {
+            if there(&rings) {
+                break;
+            }
+            drop(rings);
+            (0..SPINS).for_each(|_| spin_loop());
+            rings = self.rings.lock();
+        }
+        rings
+    }
+
+    /// What comes next may take long.
+    fn tell_before(&self) {
+        let rings = self.rings.lock();
+        if !rings.completions.is_empty() {
+            self.tell(rings);
+        }
+    }
+
+    fn tell(&self, mut rings: MutexGuard<'_, Rings<W::Meta>>) {
+        let awaited = core::mem::take(&mut rings.awaited);
         drop(rings);
         if awaited {
             self.completed.notify_all();
@@ -234,41 +271,72 @@ impl<W: Bus> State<W> {
     }
 }
 
-impl<W: Bus> Card<W> {
-    fn perform(&self, slot: &mut PinSlot<'_, W::Meta>, work: Work) -> Result<u64, OdpError> {
+/// What an engine works with.
+struct Port<'p, W: Bus> {
+    slot: PinSlot<'p, W::Meta>,
+    /// The regions of the last request: they are most often those of the next, which then takes no lock that queues share.
+    source: Known<W>,
+    target: Known<W>,
+    packet: Packet,
+}
+
+/// On a page of its own, as bytes are copied fastest.
+#[repr(align(4096))]
+struct Packet([u8; PACKET_BYTES]);
+
+impl<W: Bus> State<W> {
+    fn perform(&self, port: &mut Port<'_, W>, work: Work) -> Result<u64, OdpError> {
         match work {
-            Work::Copy { from, to } => self.copy(slot, from, to),
+            Work::Copy { from, to } => self.copy(port, from, to),
             Work::Atomic { at, op } => {
                 let at = Segment { len_bytes: 8, ..at };
-                let region = self.find(&at, op.access())?;
+                let region = self.card.find(&mut port.target, &at, op.access())?;
                 let wanted = (address(&at, 0, op.access())?, 8, op.access());
-                self.reach(slot, (at.key, &region), wanted, |world, span| {
+                self.reach(&mut port.slot, (at.key, region), wanted, |world, span| {
                     world.atomic_u64(&span, 0, op)
                 })
             }
-            Work::Advise { advice, segment } => Ok(self.advise(advice, &segment)? as u64),
+            Work::Advise { advice, segment } => {
+                self.tell_before();
+                Ok(self.card.advise(advice, &segment)? as u64)
+            }
         }
     }
 
     /// Packet by packet: what was read of one is written before the next is read.
-    fn copy(&self, slot: &mut PinSlot<'_, W::Meta>, from: Segment, to: Segment) -> Result<u64, OdpError> {
-        let (source, target) = (self.find(&from, Access::Read)?, self.find(&to, Access::Write)?);
+    fn copy(&self, port: &mut Port<'_, W>, from: Segment, to: Segment) -> Result<u64, OdpError> {
+        let (slot, packet) = (&mut port.slot, &mut port.packet.0);
+        let source = self.card.find(&mut port.source, &from, Access::Read)?;
+        let target = self.card.find(&mut port.target, &to, Access::Write)?;
         if from.len_bytes != to.len_bytes {
             return Err(to.refused(Access::Write));
         }
-        let mut packet = [0; PACKET_BYTES];
         let mut done = 0;
         while done < from.len_bytes {
+            if done > 0 {
+                self.tell_before();
+            }
             let len = PACKET_BYTES.min(from.len_bytes - done);
             let wanted = (address(&from, done, Access::Read)?, len, Access::Read);
-            let got = self.reach(slot, (from.key, &source), wanted, |world, span| {
+            let got = self.reach(slot, (from.key, source), wanted, |world, span| {
                 let piece = &mut packet[..span.len_bytes()];
                 world.load(&span, 0, piece).map(|()| piece.len())
             })?;
-            self.deliver(slot, (to.key, &target), (&to, done), &packet[..got])?;
+            self.deliver(slot, (to.key, target), (&to, done), &packet[..got])?;
             done += got;
         }
         Ok(done as u64)
+    }
+
+    /// One access of a request, after misses were served.
+    fn reach<R>(
+        &self,
+        slot: &mut PinSlot<'_, W::Meta>,
+        region: (Key, &Region<W>),
+        wanted: Wanted,
+        by: impl FnOnce(&W, Span<'_>) -> Result<R, BusError>,
+    ) -> Result<R, OdpError> {
+        self.card.reach(slot, region, wanted, &|| self.tell_before(), by)
     }
 
     /// Writes a packet at `offset` of a segment.

@@ -5,7 +5,7 @@ use core::fmt;
 use allocator_api2::vec::Vec;
 use isomem_core::addr::PageRange;
 use isomem_core::bus::{Bus, Window};
-use isomem_core::sync::AtomicBool;
+use isomem_core::sync::{AtomicBool, Ordering};
 use isomem_core::world::{Access, OutOfMetadata};
 
 use super::{MAX_QUEUES, OdpError};
@@ -51,7 +51,7 @@ pub(super) struct Region<W: Bus> {
     pub(super) range: PageRange,
     access: Access,
     /// Cleared when it is deregistered.
-    pub(super) registered: AtomicBool,
+    registered: AtomicBool,
 }
 
 impl<W: Bus> Region<W> {
@@ -64,6 +64,18 @@ impl<W: Bus> Region<W> {
         }
     }
 
+    /// Asked after a pin was published (ODP-1).
+    pub(super) fn is_registered(&self) -> bool {
+        // SeqCst: whoever ends the region and then looks for pins finds that one, or this sees that it has ended.
+        self.registered.load(Ordering::SeqCst)
+    }
+
+    /// Ends it: no access begins any more whose pin is not found from here on.
+    pub(super) fn end(&self) {
+        // SeqCst: see `is_registered`.
+        self.registered.store(false, Ordering::SeqCst);
+    }
+
     /// Whether the bytes lie in it, and the window vouches for them.
     pub(super) fn permits(&self, addr: usize, len_bytes: usize, access: Access) -> bool {
         let inside = PageRange::covering(addr, len_bytes).is_ok_and(|range| self.range.covers(range));
@@ -71,11 +83,12 @@ impl<W: Bus> Region<W> {
     }
 }
 
-type Place<W> = Option<(Key, Shared<W, Region<W>>)>;
+/// A region by its key, if there is one.
+pub(super) type Known<W> = Option<(Key, Shared<W, Region<W>>)>;
 
 /// The regions of a card, and how many queues it has.
 pub(super) struct Regions<W: Bus> {
-    places: Vec<Place<W>, W::Meta>,
+    places: Vec<Known<W>, W::Meta>,
     registered: u64,
     queues: usize,
 }
