@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use isomem_core::addr::{PAGE_SIZE, PageRange};
 
-use super::{DEPTH, Driver, HALF_BYTES, JOB, PAGES, Places, add_one, each_unit};
+use super::{Buffer, DEPTH, Driver, HALF_BYTES, JOB, PAGES, Places, add_one, each_unit};
 use crate::BenchError;
 use crate::sys::{Memory, protect_by_kernel};
 
@@ -85,15 +85,15 @@ impl<'m> Bare<'m> {
     }
 
     /// The device reads the page `from`, and writes what `change` makes of it to the page `to`.
-    fn take(&self, state: &mut State, [from, to]: [usize; 2], change: impl FnOnce(&mut [u8; PAGE_SIZE])) {
-        let mut page = [0; PAGE_SIZE];
+    fn take(&self, state: &mut State, [from, to]: [usize; 2], change: impl FnOnce(&mut Buffer)) {
+        let mut page = Buffer::new();
         self.entry(state, from);
-        self.memory.load(from / PAGE_SIZE, &mut page);
+        self.memory.load(from / PAGE_SIZE, &mut page.0);
         change(&mut page);
         let entry = self.entry(state, to);
         assert!(entry.writable, "the memory is writable");
         entry.dirty = true;
-        self.memory.put(to / PAGE_SIZE, &page);
+        self.memory.put(to / PAGE_SIZE, &page.0);
     }
 
     fn restore(&self, state: &mut State) {

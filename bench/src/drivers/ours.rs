@@ -18,21 +18,21 @@ use isomem_drivers::svm::{Context, Home, Svm};
 use isomem_drivers::userptr::{Policy, Stopped, SubmitError, UserPtr};
 use isomem_linux::{Linux, Window};
 
-use super::{DEPTH, Driver, HALF_BYTES, JOB, Places, add_one, each_unit};
+use super::{Buffer, DEPTH, Driver, HALF_BYTES, JOB, Places, add_one, each_unit};
 use crate::BenchError;
 use crate::rig::refused;
 use crate::sys::{Memory, protect_as_it_is, window};
 
 /// What a unit does with the page that `pin` is of.
-fn take(world: &Linux, window: &Window, pin: Pin<'_>, page: &mut [u8; PAGE_SIZE]) -> Result<(), BusError> {
+fn take(world: &Linux, window: &Window, pin: Pin<'_>, page: &mut Buffer) -> Result<(), BusError> {
     let span = Span::new(pin, window, Access::Write).expect("the window has all the memory, for writing");
     take_span(world, &span, page)
 }
 
-fn take_span(world: &Linux, span: &Span<'_>, page: &mut [u8; PAGE_SIZE]) -> Result<(), BusError> {
-    world.load(span, 0, page)?;
+fn take_span(world: &Linux, span: &Span<'_>, page: &mut Buffer) -> Result<(), BusError> {
+    world.load(span, 0, &mut page.0)?;
     add_one(page);
-    world.store(span, 0, page)
+    world.store(span, 0, &page.0)
 }
 
 /// The memory that a driver works on, in the address space that it mirrors.
@@ -105,7 +105,7 @@ impl Works for OurSvm {
         let items: Result<Vec<_>, _> = (0..units)
             .map(|unit| {
                 self.context.launch(move |lane| {
-                    let (mut places, mut page) = (Places::new(unit, 0), [0; PAGE_SIZE]);
+                    let (mut places, mut page) = (Places::new(unit, 0), Buffer::new());
                     (0..count).try_for_each(|_| {
                         let addr = start + places.next();
                         lane.with(&window, addr, PAGE_SIZE, Access::Write, |world, span| {
@@ -145,7 +145,7 @@ impl Works for UserPtr<Linux> {
                 let wanted = JOB.min(count - before);
                 let (taken, mut places) = (done.clone(), Places::new(unit, before));
                 let job = self.submit(&[&object], Blocking::May, move |job| {
-                    let mut page = [0; PAGE_SIZE];
+                    let mut page = Buffer::new();
                     for _ in 0..wanted {
                         let took = job.with(0, places.next(), PAGE_SIZE, Access::Write, |world, pin| {
                             take(world, &window, pin, &mut page)
@@ -182,7 +182,7 @@ impl Works for Shadow<Linux> {
         let window = place.window;
         each_unit(units, |unit| {
             let ran = self.run(move |guest| {
-                let (mut places, mut page) = (Places::new(unit, 0), [0; PAGE_SIZE]);
+                let (mut places, mut page) = (Places::new(unit, 0), Buffer::new());
                 (0..count).try_for_each(|_| {
                     let gpa = GFN * PAGE_SIZE + places.next();
                     let took = guest.with(gpa, PAGE_SIZE, Access::Write, |world, pin| {
@@ -254,7 +254,7 @@ impl Works for OurEngines {
         let works: Result<Vec<_>, _> = (0..units)
             .map(|number| {
                 self.queues[number].launch(move |unit| {
-                    let (mut places, mut page) = (Places::new(number, 0), [0; PAGE_SIZE]);
+                    let (mut places, mut page) = (Places::new(number, 0), Buffer::new());
                     (0..count).try_for_each(|_| {
                         let addr = start + places.next();
                         let took = unit.with(addr, PAGE_SIZE, Access::Write, |world, pin| {
