@@ -56,14 +56,14 @@ pub(crate) fn main(options: &BenchArgs) -> ExitCode {
 
 fn heading() -> String {
     format!(
-        "{:<18} {:>12} {:<9} {:>12}  {:<24} {:>7} {:>6}",
+        "{:<18} {:>12} {:<9} {:>12}  {:<24} {:>7} {:>7}",
         "row", "value", "unit", "baseline", "", "ratio", "bar"
     ) + "\n"
 }
 
 fn line(row: &Row) -> String {
     format!(
-        "{:<18} {:>12.1} {:<9} {:>12.1}  {:<24} {:>7.4} {:>6} {}\n",
+        "{:<18} {:>12.1} {:<9} {:>12.1}  {:<24} {:>7.4} {:>7.4} {}\n",
         row.name,
         row.value,
         row.unit,
