@@ -71,7 +71,6 @@ impl<W: World> MmState<W> {
         let mut state = block.lock();
         if state.transit.has(index) {
             state.waiters.insert(index);
-            drop(state);
             add(&self.counters.cpu_faults_in_transit, 1);
             return Served::InTransit;
         }
