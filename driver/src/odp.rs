@@ -16,8 +16,8 @@
 //!   they enter pages in the table, which is everybody's, and then find the region gone.
 //! - ODP-3: each work request that was accepted gets one completion, in order; after a failed one those that follow are flushed untouched.
 //! - ODP-4: a key is never used again for another region.
-//! - ODP-5: whoever waits for a completion is told before the engine serves a miss, works on another packet, or sleeps. While requests are done one after the
-//!   other at once, it is told of some together.
+//! - ODP-5: whoever waits for a completion is told before the engine serves a miss of the table, does a further packet of a request, or sleeps. While requests are done
+//!   one after the other at once, it is told of some together.
 //!
 //! # Locking
 //! `regions` and a queue's `rings`, both leaves. Neither is held while the core is called.
@@ -188,7 +188,8 @@ impl<W: Bus> Card<W> {
     /// The region of a segment that lies in it and may be accessed so. Kept in `known`, and found there the next time: no other region gets its key (ODP-4).
     fn find<'k>(&self, known: &'k mut Known<W>, segment: &Segment, access: Access) -> Result<&'k Region<W>, OdpError> {
         if known.as_ref().is_none_or(|(key, _)| *key != segment.key) {
-            *known = self.regions.lock().get(segment.key).map(|region| (segment.key, region));
+            let region = self.regions.lock().get(segment.key);
+            *known = region.map(|region| (segment.key, region));
         }
         let found = known.as_ref().map(|(_, region)| &**region);
         let region = found.filter(|region| region.is_registered());

@@ -65,7 +65,7 @@ fn mig_13_what_is_best_on_the_device_goes_there_and_comes_home_alone() {
                 for page in first..first + count {
                     assert_eq!(memory.words()[page * 512], number(page * 512));
                 }
-                // A fault is counted just after its thread goes on.
+                // A page is counted just after its thread goes on.
                 let began = Instant::now();
                 let came = || mm.stats().pages_home_by_fault - before.pages_home_by_fault;
                 while came() < count as u64 && began.elapsed() < Duration::from_secs(10) {

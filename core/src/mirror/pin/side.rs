@@ -1,8 +1,5 @@
 //! The device's side of a mirror for a device that makes every access through a short pin, and keeps nothing of what it saw.
 //!
-//! Whether the mirror is released its workers ask after they have pinned ([`MirrorState::is_released`](crate::mirror::MirrorState::is_released)): either they see
-//! that it is, or the release sees the pin.
-//!
 //! # Invariants
 //! - SIDE-1 (INV-7): a callback flushes cached translations and waits for accesses in flight; it does nothing else, and keeps nothing.
 //! - SIDE-2 (INV-9): in a pass that must not wait it waits for as long as one copy takes, then leaves the pages to the MMU, or refuses.
@@ -18,6 +15,9 @@ use crate::notifier::{Answer, CallbackScope, Invalidation};
 use crate::world::{OutOfMetadata, World};
 
 /// Pins, and the answers that they are enough for.
+///
+/// Whether the mirror is released its workers ask after they have pinned ([`MirrorState::is_released`](crate::mirror::MirrorState::is_released)): either they see
+/// that it is, or the release sees the pin. [`MirrorState::reach`](crate::mirror::MirrorState::reach) does so.
 pub struct PinnedSide<W: World> {
     mm: Mm<W>,
     /// For the device's workers to claim slots of.
