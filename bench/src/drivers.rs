@@ -1,7 +1,7 @@
 //! The drivers, each beside a bare one of the same shape that takes one big lock around everything.
 //!
 //! Both do the same: their device takes pages at random, adds one to each word of the page, and writes it back, by one of its units and by
-//! two, while the program invalidates a page each millisecond. (Where the driver has requests to copy, it copies pages of one half of the memory
+//! two, while the program invalidates a page each ten milliseconds. (Where the driver has requests to copy, it copies pages of one half of the memory
 //! to the other.) What memory holds is looked at in the end, so nobody is fast by losing some.
 //!
 //! A page is what such devices move at a time: a guest's disk request, a network card's packet, a copy engine's step. Word by word an uncontended
