@@ -46,6 +46,9 @@ fn drv_1_all_drivers_mirror_the_same_address_space() {
     });
 }
 
+/// Runs in which a mistake is to be found: each shows at some moments only.
+const RUNS: usize = 10;
+
 /// A mistake in a driver is found by the items that are about it.
 #[test]
 fn drv_1_each_item_finds_the_driver_with_a_mistake() {
@@ -55,8 +58,8 @@ fn drv_1_each_item_finds_the_driver_with_a_mistake() {
     let number: Option<usize> = apart::role().and_then(|role| role.parse().ok());
     let Some(number) = number else {
         for number in 0..count {
-            let status = apart::run_again(NAME, &number.to_string());
-            assert!(status.success(), "number {number}: {status}");
+            let found = (0..RUNS).any(|_| apart::run_again(NAME, &number.to_string()).success());
+            assert!(found, "number {number} in none of {RUNS} runs");
         }
         return;
     };
